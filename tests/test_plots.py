@@ -1,0 +1,293 @@
+"""Plots: what they say and the data of what they draw. conftest chooses Agg."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from agelib import metrics, plots
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    return plt.subplots()[1]
+
+
+def ages(true, pred=None) -> pd.DataFrame:
+    return pd.DataFrame({"age": true, "pred_age": true if pred is None else pred})
+
+
+THREE = ages([20, 40, 60], [21, 38, 63])
+BANDED = ages([5, 8, 25, 26, 116], [6, 11, 20, 25, 100])
+
+
+@pytest.fixture
+def faces(tmp_path) -> pd.DataFrame:
+    """Three faces: black and white in their first decade, grey in their third."""
+    table = ages([4.0, 6, 26], [5.4, 5.6, 30]).assign(low=[0, 1, 20], high=[10, 9, 41])
+    table["path"] = [str(tmp_path / f"{light}.png") for light in (0, 255, 100)]
+    for path, light in zip(table["path"], (0, 255, 100), strict=True):
+        Image.new("RGB", (20, 20), (light,) * 3).save(path)
+    return table
+
+
+def bars(ax, colour=None):
+    """Left edge and height of the bars that show, perhaps of one colour."""
+    return {
+        round(bar.get_x() + bar.get_width() / 2, 6): bar.get_height()
+        for bar in ax.patches
+        if bar.get_height() and colour in (None, to_hex(bar.get_facecolor()))
+    }
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def ticks(axis):
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def test_age_histogram_has_a_bar_a_year_and_colours_what_stands_out(ax):
+    table = ages([1, 1, 25, 26, 26, 26, 26.9, 30, 31])
+    assert plots.age_histogram(table, ax=ax) is ax
+    assert bars(ax) == {1: 2, 25: 1, 26: 4, 30: 1, 31: 1}
+    assert bars(ax, plots.RED) == {26: 4}
+    assert bars(ax, plots.ORANGE) == {25: 1, 30: 1}
+    assert bars(ax, plots.BLUE) == {1: 2, 31: 1}
+    assert legend(ax) == ["26", "multiples of five", "other ages"]
+    assert ax.get_title() == "9 faces, 44% of them aged 26"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("age, years", "faces")
+
+
+def test_age_histogram_can_highlight_another_age():
+    ax = plots.age_histogram(ages([30, 30, 26, 35]), highlight=30)
+    assert bars(ax, plots.RED) == {30: 2}
+    assert bars(ax, plots.ORANGE) == {35: 1}
+    assert ax.get_title() == "4 faces, 50% of them aged 30"
+
+
+def test_face_grid_shows_each_photo_under_its_age(faces):
+    axes = plots.face_grid(faces, columns=2)
+    assert axes.shape == (2, 2)
+    assert [ax.get_title() for ax in axes.flat] == ["4", "6", "26", ""]
+    shown = [ax.images[0].get_array()[0, 0, 0] for ax in axes.flat[:3]]
+    assert shown == [0, 255, 100]
+    assert not axes[1, 1].images
+    assert not any(ax.axison for ax in axes.flat)
+
+
+def test_face_grid_takes_other_captions_and_needs_no_age_then(faces):
+    axes = plots.face_grid(faces[["path"]], captions=["a", "b", "c"])
+    assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="2 captions for 3 faces"):
+        plots.face_grid(faces, captions=["a", "b"])
+
+
+def test_prediction_faces_are_captioned_with_true_and_predicted_age(faces):
+    axes = plots.prediction_faces(faces, columns=3)
+    assert [ax.get_title() for ax in axes.flat] == ["4 → 5", "6 → 6", "26 → 30"]
+    assert axes[0, 0].figure.get_suptitle() == "true → predicted age, years"
+
+
+def test_mean_faces_average_each_band(faces):
+    axes = plots.mean_faces(faces.iloc[::-1])
+    titles = [ax.get_title() for ax in axes.flat]
+    assert titles == ["0-9 years\nn = 2", "20-29 years\nn = 1"]
+    young, grown = (ax.images[0].get_array() for ax in axes.flat)
+    assert (young == 127).all()
+    assert (grown == 100).all()
+    assert len(plots.mean_faces(faces, width=5).flat) == 3
+
+
+def test_quality_histograms_count_every_face():
+    measured = pd.DataFrame(
+        {"light": [10.0, 20, 90], "contrast": [3.0, 3, 5], "sharpness": [0, 10.0, 1000]}
+    )
+    axes = plots.quality_histograms(measured)
+    titles = ["light, median 20", "contrast, median 3", "sharpness, median 10"]
+    assert [ax.get_title() for ax in axes] == titles
+    assert [sum(bars(ax).values()) for ax in axes] == [3, 3, 3]
+    assert [ax.get_xscale() for ax in axes] == ["linear", "linear", "log"]
+    assert all(ax.get_xlabel() and ax.get_ylabel() == "faces" for ax in axes)
+
+
+def test_title_reports_the_mae_over_all_faces():
+    ax = plots.pred_vs_true(THREE)
+    assert ax.get_title() == "MAE 2.00 years, n = 3"
+
+
+def test_pred_vs_true_draws_every_face_and_the_identity(ax):
+    assert plots.pred_vs_true(THREE, ax) is ax
+    points = ax.collections[0].get_offsets().data.tolist()
+    assert sorted(points) == [[20, 21], [40, 38], [60, 63]]
+    x, y = ax.lines[0].get_data()
+    assert list(x) == list(y) == [0, 66]
+    assert ax.get_xlim() == ax.get_ylim() == tuple(x)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.TRUE, plots.PRED)
+
+
+def test_crowded_faces_are_darker_and_on_top():
+    crowd = ages([50.0] * 30 + [10, 90], [50.0] * 30 + [12, 88])
+    dots = plots.pred_vs_true(crowd).collections[0]
+    shade = dict(
+        zip(map(tuple, dots.get_offsets().data), dots.get_array(), strict=True)
+    )
+    assert shade[50, 50] > shade[10, 12]
+    assert dots.get_array().tolist() == sorted(dots.get_array())
+    low, high = dots.cmap(0.0), dots.cmap(1.0)
+    assert sum(high[:3]) < sum(low[:3])
+
+
+@pytest.mark.parametrize("n", [1, 20_000])
+def test_one_face_or_very_many_can_be_drawn(n):
+    true = np.random.default_rng(0).integers(1, 117, n)
+    ax = plots.pred_vs_true(ages(true, true + 1.0))
+    assert len(ax.collections[0].get_offsets()) == n
+    assert ax.get_title() == f"MAE 1.00 years, n = {n:,}"
+
+
+def test_residuals_stand_over_the_predicted_age(ax):
+    assert plots.residuals(THREE, ax) is ax
+    points = ax.collections[0].get_offsets().data.tolist()
+    assert sorted(points) == [[21, 1], [38, -2], [63, 3]]
+    assert ax.get_title() == "Residuals: mean +0.67, SD 2.05 years"
+    assert list(ax.lines[0].get_ydata()) == [0, 0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.PRED, plots.ERROR)
+
+
+@pytest.mark.parametrize("given", [BANDED, metrics.by_age_band(BANDED)])
+def test_error_by_age_band_shows_error_interval_and_count(ax, given):
+    assert plots.error_by_age_band(given, ax) is ax
+    assert ax.lines[0].get_ydata().tolist() == [2, 3, 16]
+    assert ticks(ax.xaxis) == ["0-9\n2", "20-29\n2", "110-119\n1"]
+    reach = np.array([s[:, 1] for s in ax.collections[0].get_segments()[:2]])
+    bands = metrics.by_age_band(BANDED)
+    assert reach == pytest.approx(bands[["low", "high"]].to_numpy()[:2])
+    assert ax.get_ylabel() == "MAE, years"
+    assert ax.get_ylim()[0] == 0
+
+
+def test_error_by_slice_is_read_from_top_to_bottom(ax):
+    slices = metrics.by_slice(BANDED, {"dark": BANDED["age"] < 26})
+    assert plots.error_by_slice(slices, ax) is ax
+    assert ticks(ax.yaxis) == ["all (5)", "dark (3)"]
+    assert ax.lines[0].get_xdata().tolist() == slices["mae"].tolist() == [5.2, 3]
+    reach = np.array([s[:, 0] for s in ax.collections[0].get_segments()])
+    assert reach == pytest.approx(slices[["low", "high"]].to_numpy())
+    assert ax.yaxis_inverted()
+    assert ax.get_xlabel() == "MAE, years"
+
+
+def test_bias_by_age_is_the_mean_of_signed_errors(ax):
+    assert plots.bias_by_age(BANDED, ax=ax) is ax
+    assert ax.lines[0].get_ydata().tolist() == [2, -3, -16]
+    assert ticks(ax.xaxis) == ["0-9", "20-29", "110-119"]
+    assert ax.get_title() == "Bias: -3.60 years over all faces"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.TRUE, plots.ERROR)
+    assert ticks(plots.bias_by_age(BANDED, width=100).xaxis) == ["0-99", "100-199"]
+
+
+def test_cumulative_score_has_a_line_a_predictor(ax):
+    tables = {"ours": THREE, "median": THREE.assign(pred_age=40)}
+    assert plots.cumulative_score(tables, ax, max_years=4) is ax
+    ours, median = ax.lines
+    assert ours.get_xdata().tolist() == [0, 1, 2, 3, 4]
+    assert ours.get_ydata() == pytest.approx([0, 100 / 3, 200 / 3, 100, 100])
+    assert median.get_ydata() == pytest.approx([100 / 3] * 5)
+    assert ours.get_color() != median.get_color()
+    assert legend(ax) == ["ours: 100% within 5 years", "median: 33% within 5 years"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("error at most, years", "faces, %")
+
+
+def test_age_distributions_mark_truth_prediction_and_interval(faces):
+    chance = np.eye(101)[[5, 6, 30]]
+    axes = plots.age_distributions(faces, chance)
+    assert axes.shape == (3, 2)
+    photo, ax = axes[2]
+    assert photo.images[0].get_array()[0, 0, 0] == 100
+    marks = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
+    assert marks == {"predicted age": 30, "true age": 26}
+    span = ax.patches[0]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (20, 41)
+    outline = ax.collections[0].get_paths()[0].vertices
+    assert outline[outline[:, 1].argmax()].tolist() == [30, 1]
+    assert ax.get_xlabel() == "age, years"
+    assert len(ax.figure.legends) == 1
+
+
+def test_age_distributions_of_test_faces_have_no_true_age(faces):
+    axes = plots.age_distributions(faces.drop(columns="age"), np.eye(101)[[5, 6, 30]])
+    assert [line.get_label() for line in axes[0, 1].lines] == ["predicted age"]
+    with pytest.raises(ValueError, match="2 distributions for 3 faces"):
+        plots.age_distributions(faces, np.eye(101)[:2])
+
+
+def test_history_curves_mark_the_best_epoch():
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "train_loss": [3.0, 2.0, 1.0],
+            "val_mae": [6.0, 4.5, 5.0],
+            "lr": [0.1, 0.2, 0.3],
+            "seconds": [1, 1, 1],
+        }
+    )
+    axes = plots.history_curves(history)
+    drawn = [ax.lines[0].get_ydata().tolist() for ax in axes]
+    assert drawn == [[3, 2, 1], [6, 4.5, 5], [0.1, 0.2, 0.3]]
+    assert axes[1].get_title() == "Best: 4.50 years, epoch 2"
+    assert [data[0] for data in axes[1].lines[1].get_data()] == [2, 4.5]
+    assert {ax.get_xlabel() for ax in axes} == {"epoch"}
+    assert [ax.get_ylabel() for ax in axes] == ["loss", "MAE, years", "learning rate"]
+    with pytest.raises(ValueError, match="no column 'lr'"):
+        plots.history_curves(history.drop(columns="lr"))
+
+
+def test_prediction_histogram_compares_shares_of_each(ax):
+    test = pd.DataFrame({"pred_age": [3.0, 21.0, 22.0, 119.0]})
+    assert plots.prediction_histogram(test, ages([1, 22]), ax) is ax
+    assert sorted(bars(ax, plots.ORANGE).values()) == [50, 50]
+    assert sorted(bars(ax, plots.BLUE).values()) == [25, 25, 50]
+    assert legend(ax) == ["training (2)", "predicted (4)"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("age, years", "faces, %")
+
+
+TABLE_IN = {
+    plots.age_histogram: "age",
+    plots.face_grid: "path",
+    plots.prediction_faces: "pred_age",
+    plots.mean_faces: "path",
+    plots.pred_vs_true: "pred_age",
+    plots.residuals: "age",
+    plots.error_by_age_band: "age",
+    plots.bias_by_age: "pred_age",
+    lambda table: plots.cumulative_score({"ours": table}): "age",
+    lambda table: plots.age_distributions(table, np.eye(101)[: len(table)]): "low",
+    lambda table: plots.prediction_histogram(table, table): "pred_age",
+    lambda table: plots.quality_histograms(table.assign(light=1.0)): "contrast",
+    plots.error_by_slice: "faces",
+    plots.history_curves: "epoch",
+}
+
+
+@pytest.mark.parametrize(("function", "column"), TABLE_IN.items())
+def test_a_missing_column_or_an_empty_table_is_named(faces, function, column):
+    with pytest.raises(ValueError, match=f"no column '{column}'"):
+        function(faces.drop(columns=column, errors="ignore"))
+    needed = ["contrast", "sharpness", "faces", "mae", "epoch", "train_loss"]
+    with pytest.raises(ValueError, match="empty"):
+        function(faces.head(0).reindex(columns=[*faces, *needed, "val_mae", "lr"]))
+
+
+def test_plots_without_axes_make_their_own():
+    first, second = plots.pred_vs_true(THREE), plots.residuals(THREE)
+    assert first.figure is not second.figure

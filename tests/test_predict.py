@@ -1,0 +1,152 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from agelib import data, model, predict
+from tests.conftest import TINY
+
+
+def spread(**shares: float) -> np.ndarray:
+    """One row of probabilities: spread(p30=0.25) puts a quarter on the age 30."""
+    row = np.zeros((1, 101), dtype=np.float32)
+    for age, share in shares.items():
+        row[0, int(age[1:])] = share
+    return row
+
+
+@pytest.mark.parametrize(
+    ("row", "q", "age"),
+    [
+        (spread(p30=1), 0.5, 30.0),
+        (spread(p30=1), 0.05, 29.55),
+        (spread(p10=0.5, p50=0.5), 0.5, 10.5),
+        (spread(p10=0.25, p50=0.75), 0.5, 49.5 + 1 / 3),
+        (spread(p0=1), 0.5, 0.0),
+        (spread(p100=1), 0.95, 100.0),
+    ],
+)
+def test_quantiles_spread_each_age_over_its_year(row, q, age):
+    assert predict.quantile(row, q) == pytest.approx([age], abs=1e-6)
+
+
+def test_decode_adds_the_median_and_the_90_percent_interval():
+    uniform = np.full((1, 101), 1 / 101)
+    table = predict.decode(pd.DataFrame({"file_id": ["a"]}), uniform)
+    assert table["pred_age"][0] == pytest.approx(50)
+    assert table["low"][0] == pytest.approx(0.05 * 101 - 0.5)
+    assert table["high"][0] == pytest.approx(0.95 * 101 - 0.5)
+
+
+@pytest.fixture
+def trained(dataset):
+    torch.manual_seed(0)
+    return model.create(TINY, pretrained=False).eval(), TINY
+
+
+def by_hand(trained, table: pd.DataFrame, flip: bool) -> np.ndarray:
+    """One face at a time, without any of predict's code."""
+    rows = []
+    for image, _, _ in data.Faces(table, TINY.image_size):
+        faces = [image, image.flip(2)] if flip else [image]
+        with torch.no_grad():
+            rows.append(trained[0](torch.stack(faces)).softmax(1).mean(0).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_distributions_are_those_of_each_face_in_the_tables_order(
+    trained, dataset, flip
+):
+    table = data.read_train(dataset).sample(frac=1, random_state=0)
+    expected = by_hand(trained, table, flip)
+    found = predict.distributions(trained, table, flip)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_recipe_decides_on_the_flip_unless_told(trained, dataset):
+    table = data.read_test(dataset)
+    assert TINY.flip_at_test
+    np.testing.assert_array_equal(
+        predict.distributions(trained, table),
+        predict.distributions(trained, table, True),
+    )
+
+
+def test_an_ensemble_averages_the_distributions(trained, dataset):
+    torch.manual_seed(1)
+    other = model.create(TINY, pretrained=False), TINY
+    table = data.read_test(dataset)
+    both = predict.distributions([trained, other], table)
+    each = [predict.distributions(t, table) for t in (trained, other)]
+    np.testing.assert_allclose(both, (each[0] + each[1]) / 2, atol=1e-6)
+    assert not np.allclose(each[0], each[1])
+
+
+def test_predict_returns_the_table_with_ages_and_ordered_intervals(trained, dataset):
+    table = data.read_test(dataset)
+    predicted = predict.predict(trained, table)
+    assert predicted["path"].equals(table["path"])
+    assert (predicted["low"] < predicted["pred_age"]).all()
+    assert (predicted["pred_age"] < predicted["high"]).all()
+
+
+def test_an_empty_table_is_refused(trained, dataset):
+    with pytest.raises(ValueError, match="the table is empty"):
+        predict.predict(trained, data.read_test(dataset).head(0))
+
+
+@pytest.fixture
+def predicted(dataset):
+    table = data.read_test(dataset)
+    return table.assign(pred_age=[5.12345, 25, 45, 65, 85])
+
+
+def test_a_submission_holds_the_templates_ids_in_order_with_our_ages(
+    dataset, predicted, tmp_path
+):
+    path = tmp_path / "out.csv"
+    predict.write_submission(predicted, dataset / "submission.csv", path)
+    assert path.read_text().splitlines()[:3] == [
+        "file_id,age",
+        "image_0.jpg,5.123",
+        "image_1.jpg,25.0",
+    ]
+    assert len(path.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.drop(index=3), r"image_3\.jpg of .* has no prediction"),
+        (
+            lambda t: pd.concat([t, t.tail(1).assign(file_id="image_9.jpg")]),
+            r"image_9\.jpg is not in .*submission\.csv",
+        ),
+        (
+            lambda t: pd.concat([t, t.head(2)]),
+            r"image_0\.jpg \(and 1 more\) is predicted",
+        ),
+        (lambda t: t.iloc[::-1], r"Row 0 is image_4\.jpg, where .* has image_0\.jpg"),
+        (
+            lambda t: t.replace({"pred_age": {45: math.nan}}),
+            r"image_2\.jpg is not finite",
+        ),
+        (
+            lambda t: t.replace({"pred_age": {45: math.inf}}),
+            r"image_2\.jpg is not finite",
+        ),
+    ],
+    ids=["missing", "extra", "repeated", "re-ordered", "nan", "inf"],
+)
+def test_a_wrong_submission_is_refused_and_the_earlier_file_stays(
+    dataset, predicted, tmp_path, spoil, message
+):
+    path = tmp_path / "out.csv"
+    path.write_text("earlier")
+    with pytest.raises(ValueError, match=message):
+        predict.write_submission(spoil(predicted), dataset / "submission.csv", path)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.glob("*.unfinished")) == []

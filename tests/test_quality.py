@@ -1,0 +1,199 @@
+"""Image measures and duplicates, on small pictures generated here."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy.ndimage import gaussian_filter
+
+from agelib import quality
+
+
+def picture(seed: int) -> Image.Image:
+    """A colourful, smooth, random picture; another seed, another picture."""
+    noise = np.random.default_rng(seed).normal(size=(200, 200, 3))
+    smooth = gaussian_filter(noise, (8, 8, 0))
+    return Image.fromarray(np.uint8(np.clip(128 + 1800 * smooth, 0, 255)))
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Saves named pictures as JPEG; gives their table, as `agelib.data` reads it."""
+
+    def save(quality=90, **images) -> pd.DataFrame:
+        for name, image in images.items():
+            image.convert("RGB").save(tmp_path / f"{name}.jpg", quality=quality)
+        paths = [tmp_path / f"{name}.jpg" for name in images]
+        digests = [hashlib.md5(path.read_bytes()).hexdigest() for path in paths]
+        return pd.DataFrame({"path": map(str, paths), "digest": digests}, list(images))
+
+    return save
+
+
+def test_grey_is_judged_by_the_pixels_of_an_rgb_file(faces):
+    colour = picture(0)
+    grey = colour.convert("L").convert("RGB")
+    table = faces(grey=grey, colour=colour, toned=Image.blend(grey, colour, 0.07))
+    assert Image.open(table.loc["grey", "path"]).mode == "RGB"
+    assert quality.measure(table)["grayscale"].tolist() == [True, False, False]
+
+
+def test_grey_survives_the_noise_of_a_jpeg(faces):
+    noise = np.random.default_rng(0).normal(0, 4, (200, 200, 3))
+    noisy = (np.asarray(picture(0).convert("L"))[..., None] + noise).clip(0, 255)
+    table = faces(noisy=Image.fromarray(np.uint8(noisy)))
+    chroma = np.asarray(quality.read(table["path"].item(), "YCbCr"))[..., 1:] - 128.0
+    assert np.abs(chroma).max() >= 2
+    assert quality.measure(table)["grayscale"].item()
+
+
+def test_light_and_contrast_of_a_half_black_half_white_picture(faces):
+    halves = np.zeros((200, 200), np.uint8)
+    halves[100:] = 255  # off the JPEG's 8x8 blocks, so nearly but not quite exact
+    measured = quality.measure(faces(halves=Image.fromarray(halves))).loc["halves"]
+    assert measured["light"] == pytest.approx(127.5, abs=1)
+    assert measured["contrast"] == pytest.approx(127.5, abs=1)
+
+
+def test_a_darker_picture_has_less_light(faces):
+    image = picture(0)
+    dark = ImageEnhance.Brightness(image).enhance(0.3)
+    light = quality.measure(faces(image=image, dark=dark))["light"]
+    assert light["dark"] == pytest.approx(0.3 * light["image"], rel=0.05)
+
+
+def test_sharpness_falls_with_blur(faces):
+    image = picture(0)
+    image.paste("white", (60, 60, 140, 140))
+    blurs = {f"r{r}": image.filter(ImageFilter.GaussianBlur(r)) for r in (1, 3, 6)}
+    sharpness = quality.measure(faces(r0=image, **blurs))["sharpness"]
+    assert sharpness.is_monotonic_decreasing
+    assert sharpness["r0"] > 2 * sharpness["r6"]
+
+
+def test_sharpness_is_the_variance_of_the_laplacian(tmp_path):
+    dot = np.zeros((9, 9), np.uint8)
+    dot[4, 4] = 100
+    Image.fromarray(dot).save(tmp_path / "dot.png")
+    found = quality.measure(pd.DataFrame({"path": [str(tmp_path / "dot.png")]}))
+    # the Laplacian is -400 once, 100 four times, 0 elsewhere, and its mean is 0
+    assert found["sharpness"].item() == pytest.approx((400**2 + 4 * 100**2) / 81)
+
+
+def test_measure_keeps_the_rows_and_adds_four_columns(faces):
+    table = faces(a=picture(0), b=picture(1)).assign(age=[1.0, 2.0])
+    measured = quality.measure(table, workers=1)
+    pd.testing.assert_frame_equal(measured[table.columns], table)
+    added = ["grayscale", "light", "contrast", "sharpness"]
+    assert measured.columns.tolist() == [*table.columns, *added]
+    assert measured["grayscale"].dtype == bool
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", b"cut"])
+def test_an_unreadable_image_is_named(faces, content):
+    table = faces(good=picture(0), bad=picture(1))
+    path = Path(table.loc["bad", "path"])
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[: len(whole) // 2] if content == b"cut" else content)
+    for function in (quality.measure, quality.near_duplicates):
+        with pytest.raises(ValueError, match=r"Can't read the image .*bad\.jpg"):
+            function(table)
+
+
+def test_read_gives_the_mode_asked_for(faces):
+    path = faces(a=picture(0)).loc["a", "path"]
+    assert [quality.read(path).mode, quality.read(path, "L").mode] == ["RGB", "L"]
+
+
+def test_exact_duplicates_are_grouped_and_sorted(faces):
+    one, two = picture(0), picture(1)
+    table = faces(e=one, d=two, c=picture(2), b=one, a=two)
+    table["part"] = ["train", "train", "train", "test", "train"]
+    twins = quality.exact_duplicates(table)
+    assert twins.index.tolist() == ["b", "e", "a", "d"]
+    assert twins["group"].tolist() == [0, 0, 1, 1]
+    assert twins["part"].tolist() == ["test", "train", "train", "train"]
+    assert quality.exact_duplicates(table.loc[["a", "b", "c"]]).empty
+
+
+def test_label_disagreement_by_hand():
+    table = pd.DataFrame(
+        {
+            "path": list("abcdefgh"),
+            "digest": ["x", "x", "x", "y", "y", "z", "z", "w"],
+            "age": [20.0, 26, 50, 30, 30, 8, np.nan, 70],
+        }
+    )
+    found = quality.label_disagreement(table)
+    # z has one label only and w one file only
+    assert found["faces"].tolist() == [3, 2]
+    assert found["youngest"].tolist() == [20, 30]
+    assert found["oldest"].tolist() == [50, 30]
+    assert found["spread"].tolist() == [30, 0]
+    assert found["deviation"].tolist() == [(6 + 0 + 24) / 3, 0]
+
+
+def test_without_duplicates_no_label_disagrees(faces):
+    table = faces(a=picture(0), b=picture(1)).assign(age=[1.0, 2.0])
+    assert quality.label_disagreement(table).empty
+
+
+def test_near_duplicates_are_found_after_encoding_anew_but_strangers_are_not(faces):
+    strangers = {f"s{seed}": picture(seed) for seed in range(2, 12)}
+    table = faces(a=picture(0), twin=picture(0), b=picture(1), **strangers)
+    smaller = picture(1).resize((120, 120)).resize((200, 200))
+    copies = faces(quality=40, a_again=picture(0), b_again=smaller)
+    both = pd.concat([table, copies]).reset_index(names="name")
+    pairs = quality.near_duplicates(both)
+    # twin is the same bytes as a: no near but an exact duplicate
+    assert sorted(zip(pairs["name_a"], pairs["name_b"], strict=True)) == [
+        ("a", "a_again"),
+        ("b", "b_again"),
+    ]
+    assert pairs["distance"].is_monotonic_increasing
+    assert pairs["distance"].between(0, 40).all()
+    assert set(pairs["path_b"]) == set(copies["path"])
+
+
+def test_distance_counts_the_bits_that_differ(faces):
+    table = faces(a=picture(0), b=picture(1))
+    everything = quality.near_duplicates(table, max_distance=256)
+    hashes = [quality._hash_one(path) for path in table["path"]]
+    assert len(hashes[0]) == 256
+    distance = int((hashes[0] != hashes[1]).sum())
+    assert everything["distance"].tolist() == [distance]
+    assert len(quality.near_duplicates(table, max_distance=distance)) == 1
+    assert quality.near_duplicates(table, max_distance=distance - 1).empty
+
+
+@pytest.mark.parametrize(
+    ("function", "column"),
+    [
+        (quality.measure, "path"),
+        (quality.exact_duplicates, "digest"),
+        (quality.near_duplicates, "digest"),
+        (quality.label_disagreement, "age"),
+    ],
+)
+def test_a_missing_column_or_an_empty_table_is_named(function, column):
+    table = pd.DataFrame({"path": ["a"], "digest": ["x"], "age": [1.0]})
+    with pytest.raises(ValueError, match=f"no column '{column}'"):
+        function(table.drop(columns=column))
+    with pytest.raises(ValueError, match="empty"):
+        function(table.head(0))
+
+
+def test_flag_marks_the_lowest_tenth_of_the_reference():
+    known = pd.DataFrame({"light": range(100), "sharpness": range(100, 0, -1)})
+    flagged = quality.flag(known)
+    assert flagged.index[flagged["dark"]].tolist() == list(range(10))
+    assert flagged.index[flagged["blurred"]].tolist() == list(range(90, 100))
+    # a table with other light is held against the reference, not against itself
+    other = pd.DataFrame({"light": [5, 50], "sharpness": [50, 5]})
+    assert quality.flag(other, known)["dark"].tolist() == [True, False]
+    assert quality.flag(other, known)["blurred"].tolist() == [False, True]

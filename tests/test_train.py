@@ -1,0 +1,176 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from agelib import data, metrics, model, predict, train
+from tests.conftest import TINY
+
+
+def test_the_regression_loss_is_the_mean_absolute_error():
+    outputs, age = torch.tensor([[20.0], [50.0]]), torch.tensor([23.0, 49.0])
+    loss = train.age_loss(outputs, age, replace(TINY, head="regression"))
+    assert loss == pytest.approx((3 + 1) / 2)
+
+
+def test_the_distribution_loss_is_cross_entropy_to_a_gaussian_plus_l1_of_the_mean():
+    recipe = replace(TINY, label_std=2.0, l1_weight=0.5)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 101, generator=generator)
+    ages = np.arange(101)
+    expected = []
+    # an age above 100 is learned as 100
+    for row, age in zip(logits.numpy().astype(float), (30, 116), strict=True):
+        p = np.exp(row) / np.exp(row).sum()
+        target = np.exp(-((ages - min(age, 100)) ** 2) / (2 * 2.0**2))
+        target /= target.sum()
+        error = abs((p * ages).sum() - min(age, 100))
+        expected.append(-(target * np.log(p)).sum() + 0.5 * error)
+    loss = train.age_loss(logits, torch.tensor([30.0, 116.0]), recipe)
+    assert loss == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.fixture
+def run(tiny, tables, tmp_path):
+    """A function that trains the tiny recipe, with changes, in a folder."""
+
+    def fit(name: str = "run", fresh: bool = False, **changes) -> pd.DataFrame:
+        recipe = replace(tiny, **changes)
+        return train.fit(recipe, *tables, tmp_path / name, fresh)
+
+    return fit
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return model.load(folder / "model.safetensors")[0].state_dict()
+
+
+def test_training_lowers_the_loss_and_beats_the_constant(run, tables, tmp_path):
+    history = run(epochs=12)
+    assert history["epoch"].tolist() == list(range(1, 13))
+    assert history["train_loss"].iloc[-1] < history["train_loss"][0]
+    training, validation = tables
+    constant = (validation["age"] - training["age"].median()).abs().mean()
+    assert history["val_mae"].min() < 0.7 * constant
+
+
+def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
+    run, tables, tmp_path
+):
+    # a learning rate that ruins the later epochs
+    history = run(epochs=4, learning_rate=0.3, schedule="constant", ema_decay=0.0)
+    kept = pd.read_csv(tmp_path / "run" / "validation.csv")
+    assert metrics.mae(kept) == pytest.approx(history["val_mae"].min())
+    again = predict.predict(
+        model.load(tmp_path / "run" / "model.safetensors"), tables[1]
+    )
+    np.testing.assert_allclose(again["pred_age"], kept["pred_age"], atol=1e-3)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "run" / "history.csv"), history
+    )
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
+    run("whole")
+
+    def stop(self, epochs_done):
+        save_state(self, epochs_done)
+        if epochs_done == 1:
+            raise KeyboardInterrupt
+
+    save_state = train._Training.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Training, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    # the pretrained weights are not needed again
+    monkeypatch.delenv("AGELIB_WEIGHTS")
+    history = run("stopped")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+
+
+def test_a_finished_run_is_not_trained_again(run, monkeypatch):
+    first = run()
+    monkeypatch.setattr(
+        train._Training, "train_epoch", lambda *_: pytest.fail("trained again")
+    )
+    pd.testing.assert_frame_equal(run(), first)
+
+
+def test_the_seed_decides_the_outcome_and_the_worlds_randomness_is_left_alone(
+    run, tmp_path
+):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    run("one", epochs=1)
+    assert torch.rand(1) == expected
+    run("two", epochs=1)
+    run("three", epochs=1, seed=1)
+    one, two, three = (weights(tmp_path / n) for n in ("one", "two", "three"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    key = "backbone.conv_stem.weight"
+    assert not torch.equal(one[key], three[key])
+
+
+def test_a_folder_with_another_recipe_or_other_faces_is_refused(run, tables, tmp_path):
+    run(epochs=1)
+    with pytest.raises(
+        ValueError, match=r"run holds .*image_size is 32 there, 48 here"
+    ):
+        run(epochs=1, image_size=48)
+    tables[0].loc[tables[0].index[0], "age"] += 1
+    with pytest.raises(ValueError, match=r"training_faces .*fresh=True"):
+        run(epochs=1)
+
+
+def test_fresh_sets_the_earlier_run_aside(run, tmp_path):
+    run(epochs=1)
+    run(fresh=True, epochs=1, image_size=48)
+    run(fresh=True, epochs=1)
+    sizes = [
+        json.loads((tmp_path / name / "recipe.json").read_text())["image_size"]
+        for name in ("run.old-1", "run.old-2", "run")
+    ]
+    assert sizes == [32, 48, 32]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run, monkeypatch):
+    monkeypatch.setattr(train, "age_loss", lambda outputs, *_: outputs.sum() * math.nan)
+    with pytest.raises(
+        FloatingPointError, match=r"nan at step 1, .*image_\d+\.jpg.*learning_rate"
+    ):
+        run()
+
+
+def test_the_original_choices_follow_the_step_schedule(run):
+    history = run(
+        head="regression",
+        schedule="step",
+        step_epochs=1,
+        warmup_epochs=0,
+        optimizer="adam",
+    )
+    np.testing.assert_allclose(history["lr"], [2e-3, 2e-4, 2e-5])
+
+
+def test_a_cosine_schedule_warms_up_and_ends_near_zero(run, tables):
+    lr = run(epochs=4, warmup_epochs=1)["lr"]
+    # the last update of the first epoch ends the warm-up
+    n = len(tables[0]) // TINY.batch_size
+    start = 2e-3 / 100
+    assert lr[0] == pytest.approx(start + (2e-3 - start) * (n - 1) / n)
+    assert lr[3] < 0.1 * 2e-3
+
+
+def test_loaders_and_model_see_each_training_face_once_an_epoch(tables):
+    faces = data.Faces(tables[0], 16)
+    rows = [int(r) for _, _, b in data.loader(faces, 10, shuffle=True) for r in b]
+    assert sorted(rows) == list(range(len(tables[0])))
