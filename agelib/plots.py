@@ -1,10 +1,10 @@
-"""Draw faces, ages and errors: on the axes given or on new ones, always returned.
+"""Draw ages and errors: on the axes given or on new ones, always returned.
 
 Plots that need many axes make their own figure and return their array. A table that is
 empty, lacks a column or holds a number that is not finite is a ValueError everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from scipy.ndimage import gaussian_filter
 
-from agelib import metrics, quality
+from agelib import metrics
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, RED, SKY = (PALETTE[i] for i in (0, 1, 3, 9))
@@ -30,40 +30,10 @@ def age_histogram(
     one, five, other = colours
     kind = np.select([age == highlight, age % 5 == 0], [one, five], other)
     title = f"{len(age):,} faces, {np.mean(age == highlight):.0%} of them aged {one}"
-    ax = _axes(ax, title, "age, years", "faces", (9, 3.5))
+    ax = dress(ax, title, "age, years", "faces", (9, 3.5))
     style = {"hue_order": colours, "palette": colours, "alpha": 1, "edgecolor": "white"}
     sns.histplot(x=age, hue=kind, multiple="stack", discrete=True, ax=ax, **style)
     return ax
-
-
-def face_grid(
-    table: DataFrame, captions: Sequence[str] | None = None, columns: int = 10
-) -> np.ndarray:
-    """The photos, each under its caption; by default its age in years."""
-    metrics.require(table, "path")
-    if captions is None:
-        captions = [f"{age:.0f}" for age in metrics.finite(table, "age")]
-    return _tiles([quality.read(path) for path in table["path"]], captions, columns)
-
-
-def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
-    """The photos, each under its true and its predicted age in years."""
-    ages = [metrics.finite(table, column) for column in ("age", "pred_age")]
-    captions = [f"{true:.0f} → {pred:.0f}" for true, pred in zip(*ages, strict=True)]
-    axes = face_grid(table, captions, columns)
-    axes[0, 0].figure.suptitle("true → predicted age, years", fontsize="medium")
-    return axes
-
-
-def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:
-    """The mean photo of each band of so many years, under its ages and its count."""
-    metrics.require(table, "path")
-    images, captions, bands = [], [], metrics.age_bands(table, width)
-    for band, paths in table["path"].groupby(bands, observed=True):
-        faces = (np.asarray(quality.read(p).resize((100, 100)), float) for p in paths)
-        images.append((sum(faces) / len(paths)).astype("uint8"))
-        captions.append(f"{band} years\nn = {len(paths):,}")
-    return _tiles(images, captions, columns=6, size=1.3)
 
 
 def quality_histograms(measured: DataFrame) -> np.ndarray:
@@ -73,12 +43,12 @@ def quality_histograms(measured: DataFrame) -> np.ndarray:
         "contrast": "standard deviation of the luma",
         "sharpness": "variance of the Laplacian, log scale",
     }
-    axes = _grid(1, 3, (10, 3))[0]
+    axes = grid(1, 3, (10, 3))[0]
     for ax, (name, unit) in zip(axes, units.items(), strict=True):
         # a flat picture has no sharpness, and zero no logarithm
         values, log = metrics.finite(measured, name).clip(0.1), name == "sharpness"
         sns.histplot(x=values, log_scale=log, bins=40, color=BLUE, alpha=1, ax=ax)
-        _axes(ax, f"{name}, median {np.median(values):.0f}", unit, "faces")
+        dress(ax, f"{name}, median {np.median(values):.0f}", unit, "faces")
     return axes
 
 
@@ -88,7 +58,7 @@ def pred_vs_true(table: DataFrame, ax: Axes | None = None) -> Axes:
     Layout, as that of `residuals`, after scikit-learn's PredictionErrorDisplay.
     """
     title = f"MAE {metrics.mae(table):.2f} years, n = {len(table):,}"
-    ax = _axes(ax, title, TRUE, PRED, (5, 5))
+    ax = dress(ax, title, TRUE, PRED, (5, 5))
     ages = table[["age", "pred_age"]].to_numpy(float)
     _dots(ax, *ages.T)
     ends = min(0, ages.min() - 3), ages.max() + 3
@@ -102,7 +72,7 @@ def residuals(table: DataFrame, ax: Axes | None = None) -> Axes:
     """Predicted minus true against predicted age; darker where faces crowd."""
     error = metrics.errors(table)
     title = f"Residuals: mean {error.mean():+.2f}, SD {error.std():.2f} years"
-    ax = _axes(ax, title, PRED, ERROR, (5, 5))
+    ax = dress(ax, title, PRED, ERROR, (5, 5))
     _dots(ax, table["pred_age"].to_numpy(float), error)
     ax.axhline(0, color=RED)
     return ax
@@ -115,7 +85,7 @@ def error_by_age_band(table: DataFrame, ax: Axes | None = None) -> Axes:
         table: faces with `age` and `pred_age`, or what `metrics.by_age_band` returned.
     """
     bands = table if "mae" in table else metrics.by_age_band(table)
-    ax = _axes(ax, "Error by age", f"{TRUE} (faces below)", "MAE, years", (8, 3.5))
+    ax = dress(ax, "Error by age", f"{TRUE} (faces below)", "MAE, years", (8, 3.5))
     names = [f"{band}\n{faces:,}" for band, faces in bands["faces"].items()]
     ax.errorbar(names, bands["mae"], yerr=_reach(bands), fmt="o", color=BLUE, capsize=3)
     ax.tick_params("x", labelsize="small")
@@ -126,7 +96,7 @@ def error_by_age_band(table: DataFrame, ax: Axes | None = None) -> Axes:
 def error_by_slice(slices: DataFrame, ax: Axes | None = None) -> Axes:
     """Mean absolute error and its 95% interval in each row of `metrics.by_slice`."""
     reach, size = _reach(slices), (6, 0.8 + 0.4 * len(slices))
-    ax = _axes(ax, "Error by kind of photo", "MAE, years", "", size)
+    ax = dress(ax, "Error by kind of photo", "MAE, years", "", size)
     names = [f"{name} ({faces:,})" for name, faces in slices["faces"].items()]
     ax.errorbar(slices["mae"], names, xerr=reach, fmt="o", color=BLUE, capsize=3)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -137,7 +107,7 @@ def bias_by_age(table: DataFrame, width: int = 10, ax: Axes | None = None) -> Ax
     """Mean of predicted minus true age in each band, with its 95% interval."""
     error, band = metrics.errors(table), metrics.age_bands(table, width)
     style = {"color": BLUE, "ls": "none", "capsize": 0.15, "err_kws": {"lw": 1.5}}
-    ax = _axes(ax, f"Bias: {error.mean():+.2f} years over all faces", "", "", (8, 3.5))
+    ax = dress(ax, f"Bias: {error.mean():+.2f} years over all faces", "", "", (8, 3.5))
     sns.pointplot(x=band, y=error, seed=0, markersize=5, ax=ax, **style)
     ax.axhline(0, color=RED, zorder=0)
     ax.set(xlabel=TRUE, ylabel=ERROR)
@@ -149,7 +119,7 @@ def cumulative_score(
     tables: Mapping[str, DataFrame], ax: Axes | None = None, max_years: int = 15
 ) -> Axes:
     """Share of faces predicted within so many years, one line a predictor."""
-    ax = _axes(ax, "Faces within so many years", "error at most, years", "faces, %")
+    ax = dress(ax, "Faces within so many years", "error at most, years", "faces, %")
     ax.set_prop_cycle(color=[BLUE, RED, *PALETTE])
     years = range(max_years + 1)
     for name, table in tables.items():
@@ -161,42 +131,6 @@ def cumulative_score(
     return ax
 
 
-def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray:
-    """A few photos, each beside its predicted distribution over ages.
-
-    Args:
-        table: columns `path`, `pred_age`, `low`, `high`, and `age` where it is known.
-        probabilities: (faces, ages), row for row the table's.
-    Returns:
-        axes (faces, 2)
-    """
-    metrics.require(table, "path")
-    for column in ("pred_age", "low", "high"):
-        metrics.finite(table, column)
-    if len(probabilities) != len(table):
-        raise ValueError(
-            f"{len(probabilities)} distributions for {len(table)} faces: pass one each."
-        )
-    size = 7, 1.3 * len(table) + 0.7
-    axes = _grid(len(table), 2, size, width_ratios=(1, 5), sharex="col")
-    rows = zip(axes, table.to_dict("records"), probabilities, strict=True)
-    for (photo, ax), face, chance in rows:
-        photo.imshow(quality.read(face["path"]))
-        photo.axis("off")
-        _axes(ax, "", "", "")
-        low, high = face["low"], face["high"]
-        ax.axvspan(low, high, color=ORANGE, alpha=0.25, label="90% interval")
-        ax.fill_between(range(len(chance)), chance, color=SKY, lw=0)
-        ax.axvline(face["pred_age"], color=BLUE, lw=2, label="predicted age")
-        if "age" in face:
-            ax.axvline(face["age"], color=RED, ls="--", lw=2, label="true age")
-        ax.set(xlim=(0, len(chance) - 1), ylim=(0, None), yticks=[])
-    ax.set_xlabel("age, years")
-    legend = ax.get_legend_handles_labels()
-    ax.figure.legend(*legend, loc="outside upper right", ncols=3)
-    return axes
-
-
 def history_curves(history: DataFrame) -> np.ndarray:
     """Training loss, validation error with its best epoch, learning rate, by epoch."""
     units = {"train_loss": "loss", "val_mae": "MAE, years", "lr": "learning rate"}
@@ -204,9 +138,9 @@ def history_curves(history: DataFrame) -> np.ndarray:
     best = history.loc[history["val_mae"].idxmin()]
     found = f"Best: {best.val_mae:.2f} years, epoch {best.epoch:.0f}"
     titles = "Training loss", found, "Learning rate"
-    axes = _grid(1, 3, (10, 3))[0]
+    axes = grid(1, 3, (10, 3))[0]
     for ax, (column, unit), title in zip(axes, units.items(), titles, strict=True):
-        _axes(ax, title, "epoch", unit)
+        dress(ax, title, "epoch", unit)
         ax.plot(history["epoch"], history[column], marker="o", ms=3, color=BLUE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[1].plot(best["epoch"], best["val_mae"], "o", ms=8, color=RED)
@@ -219,7 +153,7 @@ def prediction_histogram(
     """Predicted ages beside the ages of the training faces, as shares of each."""
     true, pred = metrics.finite(train_table, "age"), metrics.finite(table, "pred_age")
     ages = {f"training ({len(true):,})": true, f"predicted ({len(pred):,})": pred}
-    ax = _axes(ax, "Predicted beside training ages", "", "", (7, 3.5))
+    ax = dress(ax, "Predicted beside training ages", "", "", (7, 3.5))
     style = {"multiple": "dodge", "palette": [ORANGE, BLUE], "edgecolor": "white"}
     bins = {
         "binrange": (0, 120),
@@ -232,33 +166,19 @@ def prediction_histogram(
     return ax
 
 
-def _grid(rows: int, columns: int, size: tuple, **options) -> np.ndarray:
+def grid(rows: int, columns: int, size: tuple, **options) -> np.ndarray:
+    """New axes (rows, columns) on a figure of so many inches."""
     options |= {"figsize": size, "squeeze": False, "layout": "constrained"}
     return plt.subplots(rows, columns, **options)[1]
 
 
-def _axes(ax, title, xlabel, ylabel, size=(6, 4)) -> Axes:
-    ax = ax or _grid(1, 1, size)[0, 0]
+def dress(ax, title, xlabel, ylabel, size=(6, 4)) -> Axes:
+    """Title, labels and a light grid for the axes, which are new if there are none."""
+    ax = ax or grid(1, 1, size)[0, 0]
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     ax.grid(alpha=0.25)
     sns.despine(ax=ax)
     return ax
-
-
-def _tiles(images: Sequence, captions: Sequence, columns: int, size=1.0) -> np.ndarray:
-    if len(captions) != len(images):
-        raise ValueError(
-            f"{len(captions)} captions for {len(images)} faces: pass one each."
-        )
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    axes = _grid(rows, columns, (columns * size, rows * (size + 0.2) + 0.3))
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, caption in zip(axes.flat, images, captions, strict=False):
-        ax.imshow(image)
-        ax.set_title(caption, fontsize="small", pad=2)
-    return axes
 
 
 def _dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:

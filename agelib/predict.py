@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from agelib import data, env, runs
+from agelib import env, loading, runs
 from agelib.model import N_AGES, AgeModel
 from agelib.recipe import Recipe
 
@@ -42,8 +42,8 @@ def distributions(
     total = np.zeros((len(table), N_AGES), dtype=np.float32)
     for model, recipe in several:
         model.to(device).eval()
-        batches = data.loader(
-            data.Faces(table, recipe.image_size), 64, env.workers(device)
+        batches = loading.loader(
+            loading.Faces(table, recipe.image_size), 64, env.workers(device)
         )
         flips = recipe.flip_at_test if flip is None else flip
         total += infer(model, batches, device, flips)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 from tqdm.contrib.concurrent import thread_map
 
+from agelib.data import read_image
 from agelib.metrics import require
 
 # Mean distance of the chroma from grey, in 8-bit steps. Of 23,290 faces 602 have none
@@ -43,7 +43,7 @@ def measure(table: pd.DataFrame, workers: int | None = None) -> pd.DataFrame:
 
 
 def _measure_one(path: str) -> tuple[bool, float, float, float]:
-    pixels = np.asarray(read(path, "YCbCr"), dtype=np.float32)
+    pixels = np.asarray(read_image(path).convert("YCbCr"), dtype=np.float32)
     luma, chroma = pixels[..., 0], np.abs(pixels[..., 1:] - 128)
     return (
         bool(chroma.max(axis=-1).mean() < GREY_CHROMA),
@@ -124,7 +124,9 @@ def near_duplicates(table: pd.DataFrame, max_distance: int = 40) -> pd.DataFrame
 
 
 def _hash_one(path: str) -> np.ndarray:
-    return imagehash.phash(read(path, "L"), hash_size=HASH_SIZE).hash.ravel()
+    return imagehash.phash(
+        read_image(path).convert("L"), hash_size=HASH_SIZE
+    ).hash.ravel()
 
 
 def _each_image(
@@ -134,18 +136,6 @@ def _each_image(
     return thread_map(
         function, table["path"], max_workers=workers, desc=doing, delay=2, leave=False
     )
-
-
-def read(path: str, mode: str = "RGB") -> Image.Image:
-    """One image in a Pillow mode; a ValueError naming the file if it can't be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    # Pillow reports a broken PNG as a SyntaxError
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"Can't read the image {path}: {error}. Restore it or drop its row."
-        ) from error
 
 
 def flag(measured: pd.DataFrame, reference: pd.DataFrame | None = None) -> pd.DataFrame:

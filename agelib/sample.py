@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from agelib.drawing import Canvas, at, curve, draw_face, oval
+from agelib.canvas import Canvas, at, curve, oval
+from agelib.drawing import draw_face
 
 __all__ = ["draw_face", "plan_sample", "write_sample"]
 

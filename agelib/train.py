@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3
 from torch.nn.functional import cross_entropy, l1_loss
 from tqdm.auto import tqdm
 
-from agelib import data, env, metrics, model, predict, runs
+from agelib import env, loading, metrics, model, predict, runs
 from agelib.recipe import Recipe
 
 
@@ -88,9 +88,11 @@ class _Training:
         self.accelerator = accelerator = _accelerator(recipe)
         workers, size = env.workers(accelerator.device), recipe.image_size
         self.paths = train["path"].to_numpy()
-        self.faces = data.Faces(train, size, data.augmentation(recipe), recipe.seed)
-        batches = data.loader(self.faces, recipe.batch_size, workers, shuffle=True)
-        self.held_out = data.loader(data.Faces(validation, size), 64, workers)
+        self.faces = loading.Faces(
+            train, size, loading.augmentation(recipe), recipe.seed
+        )
+        batches = loading.loader(self.faces, recipe.batch_size, workers, shuffle=True)
+        self.held_out = loading.loader(loading.Faces(validation, size), 64, workers)
         # a resume brings its own weights, and may have no network to fetch others
         net = model.create(recipe, pretrained=not _states(folder))
         self.plain = net.to(accelerator.device)

@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from agelib import data
-from agelib.recipe import RECIPES
 
 
 def rewrite(csv: Path, change: Callable[[str], str]) -> None:
@@ -128,13 +126,6 @@ def test_a_dataset_without_any_readable_image_is_refused(dataset):
         data.read_train(dataset, unreadable="drop")
 
 
-def test_an_image_that_breaks_after_the_check_is_named_when_loaded(dataset):
-    faces = data.Faces(data.read_train(dataset), 32)
-    break_image(dataset / "train" / "image_3.jpg", "truncated")
-    with pytest.raises(ValueError, match=r"Can't read the image .*image_3\.jpg"):
-        faces[3]
-
-
 def many_faces() -> pd.DataFrame:
     """1,000 faces, each tenth a copy of the one before with another age."""
     rng = np.random.default_rng(0)
@@ -161,68 +152,9 @@ def test_fewer_faces_than_folds_are_refused():
         data.split(many_faces().head(3))
 
 
-def test_an_item_is_the_resized_rgb_image_its_age_and_its_row(dataset):
-    image, age, row = data.Faces(data.read_train(dataset), 24)[6]
-    assert image.shape == (3, 24, 24)
-    assert image.dtype == torch.uint8
-    assert (age, row) == (13, 6)
-    # the light of a test face is 40 + 2 * age
-    assert image.float().mean() == pytest.approx(40 + 2 * 13, abs=2)
-
-
 def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
     upright = Image.new("RGB", (20, 10))
     exif = upright.getexif()
     exif[0x0112] = 6
     upright.save(tmp_path / "turned.jpg", exif=exif)
     assert data.decode((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
-
-
-def test_augmentation_changes_with_the_epoch_and_leaves_the_worlds_randomness_alone(
-    dataset,
-):
-    augment = data.augmentation(RECIPES["cpu"])
-    faces = data.Faces(data.read_train(dataset), 32, augment, seed=1)
-    torch.manual_seed(0)
-    first = faces[0][0]
-    drawn = torch.rand(1)
-    faces.epoch = 1
-    second = faces[0][0]
-    faces.epoch = 0
-    assert torch.equal(faces[0][0], first)
-    assert not torch.equal(second, first)
-    torch.manual_seed(0)
-    assert torch.rand(1) == drawn
-
-
-def test_the_original_augmentation_only_mirrors():
-    augment = data.augmentation(RECIPES["original"])
-    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), "uint8")
-    seen = {augment(Image.fromarray(pixels)).tobytes() for _ in range(40)}
-    assert seen == {pixels.tobytes(), pixels[:, ::-1].tobytes()}
-
-
-def test_our_augmentation_sometimes_takes_the_colour_away():
-    augment = data.augmentation(RECIPES["cpu"])
-    red = Image.new("RGB", (16, 16), (200, 0, 0))
-    torch.manual_seed(0)
-    pixels = [np.array(augment(red)) for _ in range(400)]
-    gray = [np.array_equal(p[..., 0], p[..., 1]) for p in pixels]
-    assert 0.05 < np.mean(gray) < 0.15
-
-
-def rows(loader) -> list[int]:
-    return [int(row) for _, _, batch in loader for row in batch]
-
-
-def test_batches_come_in_order_or_shuffled_by_seed_and_epoch(dataset):
-    faces = data.Faces(data.read_train(dataset), 16)
-    assert rows(data.loader(faces, 16)) == list(range(40))
-    shuffled = data.loader(faces, 16, shuffle=True)
-    first = rows(shuffled)
-    assert len(set(first)) == 32  # two whole batches, each face at most once
-    assert rows(data.loader(faces, 16, shuffle=True)) == first
-    shuffled.sampler.set_epoch(1)
-    assert rows(shuffled) != first
-    other_seed = data.Faces(data.read_train(dataset), 16, seed=1)
-    assert rows(data.loader(other_seed, 16, shuffle=True)) != first

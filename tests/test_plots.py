@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from agelib import metrics, plots
 
@@ -27,16 +26,6 @@ def ages(true, pred=None) -> pd.DataFrame:
 
 THREE = ages([20, 40, 60], [21, 38, 63])
 BANDED = ages([5, 8, 25, 26, 116], [6, 11, 20, 25, 100])
-
-
-@pytest.fixture
-def faces(tmp_path) -> pd.DataFrame:
-    """Three faces: black and white in their first decade, grey in their third."""
-    table = ages([4.0, 6, 26], [5.4, 5.6, 30]).assign(low=[0, 1, 20], high=[10, 9, 41])
-    table["path"] = [str(tmp_path / f"{light}.png") for light in (0, 255, 100)]
-    for path, light in zip(table["path"], (0, 255, 100), strict=True):
-        Image.new("RGB", (20, 20), (light,) * 3).save(path)
-    return table
 
 
 def bars(ax, colour=None):
@@ -73,39 +62,6 @@ def test_age_histogram_can_highlight_another_age():
     assert bars(ax, plots.RED) == {30: 2}
     assert bars(ax, plots.ORANGE) == {35: 1}
     assert ax.get_title() == "4 faces, 50% of them aged 30"
-
-
-def test_face_grid_shows_each_photo_under_its_age(faces):
-    axes = plots.face_grid(faces, columns=2)
-    assert axes.shape == (2, 2)
-    assert [ax.get_title() for ax in axes.flat] == ["4", "6", "26", ""]
-    shown = [ax.images[0].get_array()[0, 0, 0] for ax in axes.flat[:3]]
-    assert shown == [0, 255, 100]
-    assert not axes[1, 1].images
-    assert not any(ax.axison for ax in axes.flat)
-
-
-def test_face_grid_takes_other_captions_and_needs_no_age_then(faces):
-    axes = plots.face_grid(faces[["path"]], captions=["a", "b", "c"])
-    assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="2 captions for 3 faces"):
-        plots.face_grid(faces, captions=["a", "b"])
-
-
-def test_prediction_faces_are_captioned_with_true_and_predicted_age(faces):
-    axes = plots.prediction_faces(faces, columns=3)
-    assert [ax.get_title() for ax in axes.flat] == ["4 → 5", "6 → 6", "26 → 30"]
-    assert axes[0, 0].figure.get_suptitle() == "true → predicted age, years"
-
-
-def test_mean_faces_average_each_band(faces):
-    axes = plots.mean_faces(faces.iloc[::-1])
-    titles = [ax.get_title() for ax in axes.flat]
-    assert titles == ["0-9 years\nn = 2", "20-29 years\nn = 1"]
-    young, grown = (ax.images[0].get_array() for ax in axes.flat)
-    assert (young == 127).all()
-    assert (grown == 100).all()
-    assert len(plots.mean_faces(faces, width=5).flat) == 3
 
 
 def test_quality_histograms_count_every_face():
@@ -208,29 +164,6 @@ def test_cumulative_score_has_a_line_a_predictor(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("error at most, years", "faces, %")
 
 
-def test_age_distributions_mark_truth_prediction_and_interval(faces):
-    chance = np.eye(101)[[5, 6, 30]]
-    axes = plots.age_distributions(faces, chance)
-    assert axes.shape == (3, 2)
-    photo, ax = axes[2]
-    assert photo.images[0].get_array()[0, 0, 0] == 100
-    marks = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
-    assert marks == {"predicted age": 30, "true age": 26}
-    span = ax.patches[0]
-    assert (span.get_x(), span.get_x() + span.get_width()) == (20, 41)
-    outline = ax.collections[0].get_paths()[0].vertices
-    assert outline[outline[:, 1].argmax()].tolist() == [30, 1]
-    assert ax.get_xlabel() == "age, years"
-    assert len(ax.figure.legends) == 1
-
-
-def test_age_distributions_of_test_faces_have_no_true_age(faces):
-    axes = plots.age_distributions(faces.drop(columns="age"), np.eye(101)[[5, 6, 30]])
-    assert [line.get_label() for line in axes[0, 1].lines] == ["predicted age"]
-    with pytest.raises(ValueError, match="2 distributions for 3 faces"):
-        plots.age_distributions(faces, np.eye(101)[:2])
-
-
 def test_history_curves_mark_the_best_epoch():
     history = pd.DataFrame(
         {
@@ -263,15 +196,11 @@ def test_prediction_histogram_compares_shares_of_each(ax):
 
 TABLE_IN = {
     plots.age_histogram: "age",
-    plots.face_grid: "path",
-    plots.prediction_faces: "pred_age",
-    plots.mean_faces: "path",
     plots.pred_vs_true: "pred_age",
     plots.residuals: "age",
     plots.error_by_age_band: "age",
     plots.bias_by_age: "pred_age",
     lambda table: plots.cumulative_score({"ours": table}): "age",
-    lambda table: plots.age_distributions(table, np.eye(101)[: len(table)]): "low",
     lambda table: plots.prediction_histogram(table, table): "pred_age",
     lambda table: plots.quality_histograms(table.assign(light=1.0)): "contrast",
     plots.error_by_slice: "faces",
@@ -280,12 +209,14 @@ TABLE_IN = {
 
 
 @pytest.mark.parametrize(("function", "column"), TABLE_IN.items())
-def test_a_missing_column_or_an_empty_table_is_named(faces, function, column):
+def test_a_missing_column_or_an_empty_table_is_named(function, column):
     with pytest.raises(ValueError, match=f"no column '{column}'"):
-        function(faces.drop(columns=column, errors="ignore"))
-    needed = ["contrast", "sharpness", "faces", "mae", "epoch", "train_loss"]
+        function(THREE.drop(columns=column, errors="ignore"))
+    needed = ["contrast", "sharpness", "faces", "low", "high", "epoch", "train_loss"]
     with pytest.raises(ValueError, match="empty"):
-        function(faces.head(0).reindex(columns=[*faces, *needed, "val_mae", "lr"]))
+        function(
+            THREE.head(0).reindex(columns=[*THREE, *needed, "mae", "val_mae", "lr"])
+        )
 
 
 def test_plots_without_axes_make_their_own():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import data, model, predict
+from agelib import data, loading, model, predict
 from tests.conftest import TINY
 
 
@@ -49,7 +49,7 @@ def trained(dataset):
 def by_hand(trained, table: pd.DataFrame, flip: bool) -> np.ndarray:
     """One face at a time, without any of predict's code."""
     rows = []
-    for image, _, _ in data.Faces(table, TINY.image_size):
+    for image, _, _ in loading.Faces(table, TINY.image_size):
         faces = [image, image.flip(2)] if flip else [image]
         with torch.no_grad():
             rows.append(trained[0](torch.stack(faces)).softmax(1).mean(0).numpy())

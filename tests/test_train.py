@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import data, metrics, model, predict, train
+from agelib import metrics, model, predict, train
 from tests.conftest import TINY
 
 
@@ -168,9 +168,3 @@ def test_a_cosine_schedule_warms_up_and_ends_near_zero(run, tables):
     start = 2e-3 / 100
     assert lr[0] == pytest.approx(start + (2e-3 - start) * (n - 1) / n)
     assert lr[3] < 0.1 * 2e-3
-
-
-def test_loaders_and_model_see_each_training_face_once_an_epoch(tables):
-    faces = data.Faces(tables[0], 16)
-    rows = [int(r) for _, _, b in data.loader(faces, 10, shuffle=True) for r in b]
-    assert sorted(rows) == list(range(len(tables[0])))

@@ -1,0 +1,97 @@
+"""Draw the faces themselves, with their ages, on a figure of their own.
+
+A table that is empty, lacks a column or holds a number that is not finite is a
+ValueError everywhere, and so is a photo that can't be read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pandas import DataFrame
+
+from agelib import data, metrics
+from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
+
+
+def face_grid(
+    table: DataFrame, captions: Sequence[str] | None = None, columns: int = 10
+) -> np.ndarray:
+    """The photos, each under its caption; by default its age in years."""
+    metrics.require(table, "path")
+    if captions is None:
+        captions = [f"{age:.0f}" for age in metrics.finite(table, "age")]
+    return _tiles([data.read_image(path) for path in table["path"]], captions, columns)
+
+
+def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
+    """The photos, each under its true and its predicted age in years."""
+    ages = [metrics.finite(table, column) for column in ("age", "pred_age")]
+    captions = [f"{true:.0f} → {pred:.0f}" for true, pred in zip(*ages, strict=True)]
+    axes = face_grid(table, captions, columns)
+    axes[0, 0].figure.suptitle("true → predicted age, years", fontsize="medium")
+    return axes
+
+
+def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:
+    """The mean photo of each band of so many years, under its ages and its count."""
+    metrics.require(table, "path")
+    images, captions, bands = [], [], metrics.age_bands(table, width)
+    for band, paths in table["path"].groupby(bands, observed=True):
+        faces = (
+            np.asarray(data.read_image(p).resize((100, 100)), float) for p in paths
+        )
+        images.append((sum(faces) / len(paths)).astype("uint8"))
+        captions.append(f"{band} years\nn = {len(paths):,}")
+    return _tiles(images, captions, columns=6, size=1.3)
+
+
+def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray:
+    """A few photos, each beside its predicted distribution over ages.
+
+    Args:
+        table: columns `path`, `pred_age`, `low`, `high`, and `age` where it is known.
+        probabilities: (faces, ages), row for row the table's.
+    Returns:
+        axes (faces, 2)
+    """
+    metrics.require(table, "path")
+    for column in ("pred_age", "low", "high"):
+        metrics.finite(table, column)
+    if len(probabilities) != len(table):
+        raise ValueError(
+            f"{len(probabilities)} distributions for {len(table)} faces: pass one each."
+        )
+    size = 7, 1.3 * len(table) + 0.7
+    axes = grid(len(table), 2, size, width_ratios=(1, 5), sharex="col")
+    rows = zip(axes, table.to_dict("records"), probabilities, strict=True)
+    for (photo, ax), face, chance in rows:
+        photo.imshow(data.read_image(face["path"]))
+        photo.axis("off")
+        dress(ax, "", "", "")
+        low, high = face["low"], face["high"]
+        ax.axvspan(low, high, color=ORANGE, alpha=0.25, label="90% interval")
+        ax.fill_between(range(len(chance)), chance, color=SKY, lw=0)
+        ax.axvline(face["pred_age"], color=BLUE, lw=2, label="predicted age")
+        if "age" in face:
+            ax.axvline(face["age"], color=RED, ls="--", lw=2, label="true age")
+        ax.set(xlim=(0, len(chance) - 1), ylim=(0, None), yticks=[])
+    ax.set_xlabel("age, years")
+    legend = ax.get_legend_handles_labels()
+    ax.figure.legend(*legend, loc="outside upper right", ncols=3)
+    return axes
+
+
+def _tiles(images: Sequence, captions: Sequence, columns: int, size=1.0) -> np.ndarray:
+    if len(captions) != len(images):
+        raise ValueError(
+            f"{len(captions)} captions for {len(images)} faces: pass one each."
+        )
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    axes = grid(rows, columns, (columns * size, rows * (size + 0.2) + 0.3))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, caption in zip(axes.flat, images, captions, strict=False):
+        ax.imshow(image)
+        ax.set_title(caption, fontsize="small", pad=2)
+    return axes

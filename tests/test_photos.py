@@ -1,0 +1,98 @@
+"""Photos with their ages: what is shown and what is said. conftest chooses Agg."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from agelib import photos
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def faces(tmp_path) -> pd.DataFrame:
+    """Three faces: black and white in their first decade, grey in their third."""
+    table = pd.DataFrame({"age": [4.0, 6, 26], "pred_age": [5.4, 5.6, 30]})
+    table = table.assign(low=[0, 1, 20], high=[10, 9, 41])
+    table["path"] = [str(tmp_path / f"{light}.png") for light in (0, 255, 100)]
+    for path, light in zip(table["path"], (0, 255, 100), strict=True):
+        Image.new("RGB", (20, 20), (light,) * 3).save(path)
+    return table
+
+
+def test_face_grid_shows_each_photo_under_its_age(faces):
+    axes = photos.face_grid(faces, columns=2)
+    assert axes.shape == (2, 2)
+    assert [ax.get_title() for ax in axes.flat] == ["4", "6", "26", ""]
+    shown = [ax.images[0].get_array()[0, 0, 0] for ax in axes.flat[:3]]
+    assert shown == [0, 255, 100]
+    assert not axes[1, 1].images
+    assert not any(ax.axison for ax in axes.flat)
+
+
+def test_face_grid_takes_other_captions_and_needs_no_age_then(faces):
+    axes = photos.face_grid(faces[["path"]], captions=["a", "b", "c"])
+    assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="2 captions for 3 faces"):
+        photos.face_grid(faces, captions=["a", "b"])
+
+
+def test_prediction_faces_are_captioned_with_true_and_predicted_age(faces):
+    axes = photos.prediction_faces(faces, columns=3)
+    assert [ax.get_title() for ax in axes.flat] == ["4 → 5", "6 → 6", "26 → 30"]
+    assert axes[0, 0].figure.get_suptitle() == "true → predicted age, years"
+
+
+def test_mean_faces_average_each_band(faces):
+    axes = photos.mean_faces(faces.iloc[::-1])
+    titles = [ax.get_title() for ax in axes.flat]
+    assert titles == ["0-9 years\nn = 2", "20-29 years\nn = 1"]
+    young, grown = (ax.images[0].get_array() for ax in axes.flat)
+    assert (young == 127).all()
+    assert (grown == 100).all()
+    assert len(photos.mean_faces(faces, width=5).flat) == 3
+
+
+def test_age_distributions_mark_truth_prediction_and_interval(faces):
+    chance = np.eye(101)[[5, 6, 30]]
+    axes = photos.age_distributions(faces, chance)
+    assert axes.shape == (3, 2)
+    photo, ax = axes[2]
+    assert photo.images[0].get_array()[0, 0, 0] == 100
+    marks = {line.get_label(): line.get_xdata()[0] for line in ax.lines}
+    assert marks == {"predicted age": 30, "true age": 26}
+    span = ax.patches[0]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (20, 41)
+    outline = ax.collections[0].get_paths()[0].vertices
+    assert outline[outline[:, 1].argmax()].tolist() == [30, 1]
+    assert ax.get_xlabel() == "age, years"
+    assert len(ax.figure.legends) == 1
+
+
+def test_age_distributions_of_test_faces_have_no_true_age(faces):
+    axes = photos.age_distributions(faces.drop(columns="age"), np.eye(101)[[5, 6, 30]])
+    assert [line.get_label() for line in axes[0, 1].lines] == ["predicted age"]
+    with pytest.raises(ValueError, match="2 distributions for 3 faces"):
+        photos.age_distributions(faces, np.eye(101)[:2])
+
+
+TABLE_IN = {
+    photos.face_grid: "path",
+    photos.prediction_faces: "pred_age",
+    photos.mean_faces: "path",
+    lambda table: photos.age_distributions(table, np.eye(101)[: len(table)]): "low",
+}
+
+
+@pytest.mark.parametrize(("function", "column"), TABLE_IN.items())
+def test_a_missing_column_or_an_empty_table_is_named(faces, function, column):
+    with pytest.raises(ValueError, match=f"no column '{column}'"):
+        function(faces.drop(columns=column))
+    with pytest.raises(ValueError, match="empty"):
+        function(faces.head(0))
