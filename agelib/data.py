@@ -174,8 +174,9 @@ def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
     """
     if len(table) < folds:
         raise ValueError(f"{len(table)} faces can't be split into {folds} folds.")
-    n_bands = min(20, len(table) // folds)
-    bands = pd.qcut(table["age"], n_bands, labels=False, duplicates="drop")
+    # by rank, for bands of equal size whatever ages are crowded
+    rank, n_bands = table["age"].rank(method="first"), min(20, len(table) // folds)
+    bands = pd.qcut(rank, n_bands, labels=False)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     fold = np.empty(len(table), dtype=int)
     for number, (_, rows) in enumerate(splitter.split(table, bands, table["digest"])):

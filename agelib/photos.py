@@ -7,7 +7,10 @@ ValueError everywhere, and so is a photo that can't be read.
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from pandas import DataFrame
+from torch import Tensor
+from torchvision.utils import make_grid
 
 from agelib import data, metrics
 from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
@@ -79,6 +82,15 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
     legend = ax.get_legend_handles_labels()
     ax.figure.legend(*legend, loc="outside upper right", ncols=3)
     return axes
+
+
+def batch(images: Tensor, columns: int = 10) -> Axes:
+    """A batch as a network sees it: uint8 (faces, 3, size, size) in rows."""
+    rows = -(-len(images) // columns)
+    ax = grid(1, 1, (columns, rows))[0, 0]
+    ax.imshow(make_grid(images, nrow=columns).permute(1, 2, 0).numpy())
+    ax.axis("off")
+    return ax
 
 
 def _tiles(images: Sequence, captions: Sequence, columns: int, size=1.0) -> np.ndarray:

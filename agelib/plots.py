@@ -33,6 +33,7 @@ def age_histogram(
     ax = dress(ax, title, "age, years", "faces", (9, 3.5))
     style = {"hue_order": colours, "palette": colours, "alpha": 1, "edgecolor": "white"}
     sns.histplot(x=age, hue=kind, multiple="stack", discrete=True, ax=ax, **style)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
@@ -49,6 +50,7 @@ def quality_histograms(measured: DataFrame) -> np.ndarray:
         values, log = metrics.finite(measured, name).clip(0.1), name == "sharpness"
         sns.histplot(x=values, log_scale=log, bins=40, color=BLUE, alpha=1, ax=ax)
         dress(ax, f"{name}, median {np.median(values):.0f}", unit, "faces")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 
@@ -120,7 +122,7 @@ def cumulative_score(
 ) -> Axes:
     """Share of faces predicted within so many years, one line a predictor."""
     ax = dress(ax, "Faces within so many years", "error at most, years", "faces, %")
-    ax.set_prop_cycle(color=[BLUE, RED, *PALETTE])
+    ax.set_prop_cycle(color=[BLUE, RED, ORANGE, *PALETTE[4:]])
     years = range(max_years + 1)
     for name, table in tables.items():
         share = [100 * metrics.within(table, year) for year in years]

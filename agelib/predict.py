@@ -1,12 +1,11 @@
 """A table of faces in, a table of ages out; ensembles; the submission file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from agelib import env, loading, runs
@@ -46,18 +45,19 @@ def distributions(
             loading.Faces(table, recipe.image_size), 64, env.workers(device)
         )
         flips = recipe.flip_at_test if flip is None else flip
-        total += infer(model, batches, device, flips)
+        bar = tqdm(batches, "predicting", delay=2, leave=False)
+        total += infer(model, bar, device, flips)
     return total / len(several)
 
 
 @torch.inference_mode()
 def infer(
-    model: AgeModel, batches: DataLoader, device: torch.device, flip: bool
+    model: AgeModel, batches: Iterable, device: torch.device, flip: bool
 ) -> np.ndarray:
     """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order."""
     rows = []
     precision = torch.float16 if device.type == "cuda" else None
-    for images, _, _ in tqdm(batches, "predicting", delay=2, leave=False):
+    for images, _, _ in batches:
         images = images.to(device, non_blocking=True)
         with torch.autocast(device.type, precision, enabled=precision is not None):
             probabilities = model.probabilities(images)

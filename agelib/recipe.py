@@ -39,6 +39,8 @@ class Recipe:
     light: float = 0.2
     grayscale: float = 0.1
     flip_at_test: bool = True
+    # one of so many folds is held out for validation
+    folds: int = 10
     seed: int = 0
 
 
@@ -81,7 +83,7 @@ RECIPES = {
         ),
         _CPU,
         replace(_CPU, name="quick", image_size=96, epochs=3),
-        replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16),
+        replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16, folds=4),
     )
 }
 

@@ -122,9 +122,13 @@ class _Training:
 
     def run(self) -> pd.DataFrame:
         history = self.resume()
-        for epoch in range(len(history), self.recipe.epochs):
+        n, epochs = len(self.batches), self.recipe.epochs
+        bar = tqdm(
+            desc="training", initial=n * len(history), total=n * epochs, leave=False
+        )
+        for epoch in range(len(history), epochs):
             started = time.perf_counter()
-            lr, train_loss = self.train_epoch(epoch)
+            lr, train_loss = self.train_epoch(epoch, bar)
             predicted = self.predict_validation()
             val_mae = metrics.mae(predicted)
             best = val_mae < min((row["val_mae"] for row in history), default=math.inf)
@@ -140,22 +144,22 @@ class _Training:
                 runs.write_csv(predicted, self.folder / "validation.csv")
             runs.write_csv(pd.DataFrame(history), self.folder / "history.csv")
             self.save_state(epoch + 1)
-            print(
-                f"epoch {epoch + 1:2} of {self.recipe.epochs}   "
-                f"training loss {train_loss:6.3f}   validation error {val_mae:5.2f} "
-                f"years{' (best)' if best else '       '}   {seconds:4.0f} s"
+            bar.write(
+                f"epoch {epoch + 1:2} of {epochs}   training loss {train_loss:6.3f}   "
+                f"validation error {val_mae:5.2f} years {'(best)' if best else '      '} "
+                f" {seconds:4.0f} s"
             )
+        bar.close()
         return pd.DataFrame(history)
 
-    def train_epoch(self, epoch: int) -> tuple[float, float]:
+    def train_epoch(self, epoch: int, bar: tqdm) -> tuple[float, float]:
         """One pass over the training faces; the last learning rate and mean loss."""
         self.faces.epoch = epoch
         self.batches.set_epoch(epoch)
         self.schedule.step(epoch)
         self.net.train()
         total, n = 0.0, len(self.batches)
-        bar = tqdm(self.batches, f"epoch {epoch + 1}", leave=False)
-        for step, (images, age, rows) in enumerate(bar, epoch * n + 1):
+        for step, (images, age, rows) in enumerate(self.batches, epoch * n + 1):
             loss = age_loss(self.net(images), age, self.recipe)
             value = loss.item()
             if not math.isfinite(value):
@@ -173,6 +177,7 @@ class _Training:
             self.average.update(self.plain, step)
             total += value
             bar.set_postfix(loss=f"{value:.2f}", refresh=False)
+            bar.update()
         return lr, total / n
 
     def predict_validation(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from agelib import photos
@@ -80,6 +81,14 @@ def test_age_distributions_of_test_faces_have_no_true_age(faces):
     assert [line.get_label() for line in axes[0, 1].lines] == ["predicted age"]
     with pytest.raises(ValueError, match="2 distributions for 3 faces"):
         photos.age_distributions(faces, np.eye(101)[:2])
+
+
+def test_a_batch_stands_in_rows_in_its_order():
+    lights = torch.tensor([10, 20, 30], dtype=torch.uint8)
+    images = lights[:, None, None, None].expand(3, 3, 8, 8)
+    shown = photos.batch(images, columns=2).images[0].get_array()
+    # tiles of 8 pixels, 2 pixels apart
+    assert [shown[y, x, 0] for y, x in ((6, 6), (6, 16), (16, 6))] == [10, 20, 30]
 
 
 TABLE_IN = {
