@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
-.PHONY: run test lint lab sample clean
+.PHONY: run test notebooks lint lab sample clean
 
 run: $(SETUP)  ## the four notebooks in order, ending with a submission file
 	$(BIN)/python -m agelib
@@ -15,6 +15,11 @@ test: $(SETUP) lint  ## every test, then the notebooks against their committed o
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+notebooks: $(SETUP)  ## runs the notebooks on the sample and keeps their outputs
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
+	$(BIN)/python -m agelib --save
 
 lint: $(SETUP)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.errors import EmptyDataError, ParserError
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.auto import tqdm
@@ -51,8 +52,20 @@ def read_test(folder: Path) -> pd.DataFrame:
 def _read_ids(csv: Path, images: Path) -> pd.DataFrame:
     if not csv.is_file():
         raise FileNotFoundError(f"No table {csv}: it should list file_id,age.")
-    # as text: an id like 007 stays as it is, and a wrong age can be shown as written
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False, skipinitialspace=True)
+    try:
+        # as text: an id like 007 stays as it is, and a wrong age is shown as written;
+        # utf-8-sig, for tables that Excel saved
+        table = pd.read_csv(
+            csv,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+        )
+    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{csv} is no table of comma-separated file_id,age lines: {error}"
+        ) from error
     for column in ("file_id", "age"):
         if column not in table:
             raise ValueError(

@@ -1,7 +1,6 @@
 """A timm backbone with an age head; where weights come from; save and load."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from agelib.env import chosen_folder
 from agelib.recipe import Recipe
 from agelib.runs import replacing
 
@@ -112,7 +112,7 @@ def _renamed(weights: dict, names: dict) -> dict:
 
 
 def _timm_pretrained(name: str, outputs: int) -> nn.Module:
-    folder = Path(os.environ.get("AGELIB_WEIGHTS", "."))
+    folder = chosen_folder("AGELIB_WEIGHTS") or Path()
     files = [folder / f"{name}{end}" for end in (".safetensors", ".pth", ".bin")]
     local = next(({"file": str(f)} for f in files if f.is_file()), None)
     try:

@@ -146,8 +146,8 @@ class _Training:
             self.save_state(epoch + 1)
             bar.write(
                 f"epoch {epoch + 1:2} of {epochs}   training loss {train_loss:6.3f}   "
-                f"validation error {val_mae:5.2f} years {'(best)' if best else '      '} "
-                f" {seconds:4.0f} s"
+                f"validation error {val_mae:5.2f} years   {seconds:4.0f} s"
+                f"{'   best' * best}"
             )
         bar.close()
         return pd.DataFrame(history)

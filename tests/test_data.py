@@ -75,6 +75,20 @@ def test_a_missing_column_is_named(dataset, csv, column):
         read(dataset)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"file_id,age\na,1\nb,1,2,3\n", b"\xff\xfe\x00\x01"]
+)
+def test_a_file_that_is_no_table_is_named(dataset, content):
+    (dataset / "train.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train\.csv (is no table|has no column)"):
+        data.read_train(dataset)
+
+
+def test_a_table_saved_by_excel_is_read(dataset):
+    rewrite(dataset / "train.csv", lambda text: "\ufeff" + text)
+    assert len(data.read_train(dataset)) == 40
+
+
 def test_an_empty_table_and_a_missing_one_are_named(dataset):
     rewrite(dataset / "train.csv", lambda _: "file_id,age\n")
     with pytest.raises(ValueError, match=r"train\.csv has no rows"):

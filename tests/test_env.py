@@ -44,6 +44,12 @@ def test_the_chosen_folder_comes_before_kaggle_and_the_sample(
     assert env.data_folder() == dataset
 
 
+def test_a_relative_folder_counts_from_the_clone(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone" / "main")
+    monkeypatch.setenv("AGELIB_DATA", "../../faces")
+    assert env.data_folder() == dataset
+
+
 def test_no_dataset_at_the_chosen_path_is_named_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("AGELIB_DATA", str(tmp_path / "faces"))
     with pytest.raises(FileNotFoundError, match=r"faces: .*no train\.csv.*AGELIB_DATA"):

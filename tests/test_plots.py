@@ -58,7 +58,7 @@ def test_age_histogram_has_a_bar_a_year_and_colours_what_stands_out(ax):
 
 
 def test_cumulative_score_gives_each_predictor_a_colour_of_its_own():
-    ax = plots.cumulative_score({name: THREE for name in "abcde"})
+    ax = plots.cumulative_score(dict.fromkeys("abcde", THREE))
     assert len({line.get_color() for line in ax.lines}) == 5
 
 

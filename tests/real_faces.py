@@ -1,0 +1,40 @@
+"""A short run of the whole series on some real faces: real_faces.py DATASET.
+
+Takes 600 training and 100 test faces of a dataset in the competition's layout, runs
+the four notebooks on them, and checks the error and the submission.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+
+def main(dataset: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        faces, runs = Path(name) / "faces", Path(name) / "runs"
+        faces.mkdir()
+        for csv, rows in (("train.csv", 600), ("submission.csv", 100)):
+            some = pd.read_csv(dataset / csv).sample(rows, random_state=0)
+            some.to_csv(faces / csv, index=False)
+        for images in ("train", "test"):
+            (faces / images).symlink_to(dataset.resolve() / images)
+        places = {"AGELIB_DATA": str(faces), "AGELIB_RUNS": str(runs)}
+        environment = os.environ | places | {"AGELIB_RECIPE": "sample"}
+        subprocess.run([sys.executable, "-m", "agelib"], env=environment, check=True)
+        validation = pd.read_csv(runs / "sample" / "validation.csv")
+        error = (validation["pred_age"] - validation["age"]).abs().mean()
+        constant = (validation["age"] - validation["age"].median()).abs().mean()
+        assert error < 0.75 * constant, (error, constant)
+        submission = pd.read_csv(runs / "sample" / "submission.csv")
+        wanted = pd.read_csv(faces / "submission.csv")["file_id"]
+        assert submission["file_id"].equals(wanted)
+        assert submission["age"].between(0, 120).all()
+        print(f"real faces: error {error:.2f} years, the median's {constant:.2f}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
