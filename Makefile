@@ -17,8 +17,8 @@ test: $(SETUP) lint  ## every test, then the notebooks against their committed o
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
 notebooks: $(SETUP)  ## runs the notebooks on the sample and keeps their outputs
-	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
+	rm -rf build/runs
+	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS=build/runs \
 	$(BIN)/python -m agelib --save
 
 lint: $(SETUP)
@@ -32,6 +32,7 @@ sample: $(SETUP)  ## draws data/sample again
 	$(BIN)/python -m agelib.sample
 
 $(SETUP): pyproject.toml
+	@echo "Installing into .venv, once; torch is large, so this takes some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -1,5 +1,6 @@
 """Where am I, where are the faces, where do results go, what can the hardware do."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -127,3 +128,18 @@ def workers(device: torch.device) -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(8, cores) if device.type == "cuda" else max(1, cores // 4)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep memory that it frees, where the C library is glibc.
+
+    By default glibc gives the large tensors of each training step back to Linux, which
+    must clear them again for the next: on a two core Xeon EfficientNet-Lite0 trains 1.1
+    times faster at 96 px and 1.35 times at 160 px without that.
+    """
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    )
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large tensors
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and no shrinking of the heap

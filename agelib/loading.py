@@ -73,7 +73,8 @@ def loader(
         faces,
         min(batch_size, len(faces)),
         sampler=sampler,
-        num_workers=workers,
+        # starting a worker takes a second or two, longer than a few faces take
+        num_workers=workers if len(faces) >= 1000 else 0,
         drop_last=shuffle,
         pin_memory=torch.cuda.is_available(),
     )

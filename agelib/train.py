@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from timm.optim import create_optimizer_v2
@@ -19,6 +19,9 @@ from tqdm.auto import tqdm
 from agelib import env, loading, metrics, model, predict, runs
 from agelib.recipe import Recipe
 
+SECONDS_BETWEEN_SAVES = 300
+_POSITION = ("updates", "history", "loss", "seconds")
+
 
 def fit(
     recipe: Recipe,
@@ -29,9 +32,10 @@ def fit(
 ) -> pd.DataFrame:
     """Trains the recipe and keeps the epoch with the least validation error.
 
-    Goes on after the last complete epoch if the folder holds an unfinished run of the
-    same recipe and faces. Writes `model.safetensors`, `recipe.json`, `history.csv` and
-    `validation.csv` (the validation table with predictions) into the folder.
+    Goes on from the last saved state, at most some minutes back, if the folder holds an
+    unfinished run of the same recipe and faces. Writes `model.safetensors`,
+    `recipe.json`, `history.csv` and `validation.csv` (the validation table with
+    predictions) into the folder.
 
     Args:
         train, validation: tables with `path`, `digest` and `age` in years.
@@ -85,6 +89,9 @@ class _Training:
         folder: Path,
     ):
         self.recipe, self.validation, self.folder = recipe, validation, folder
+        self.updates, self.history = 0, []
+        # of the epoch that is not finished: its losses' sum, its time so far
+        self.loss = self.seconds = 0.0
         self.accelerator = accelerator = _accelerator(recipe)
         workers, size = env.workers(accelerator.device), recipe.image_size
         self.paths = train["path"].to_numpy()
@@ -118,67 +125,86 @@ class _Training:
         self.net, self.optimizer, self.batches = accelerator.prepare(
             self.plain, optimizer, batches
         )
-        accelerator.register_for_checkpointing(self.schedule, self.average)
+        accelerator.register_for_checkpointing(self.schedule, self.average, self)
 
     def run(self) -> pd.DataFrame:
-        history = self.resume()
-        n, epochs = len(self.batches), self.recipe.epochs
-        bar = tqdm(
-            desc="training", initial=n * len(history), total=n * epochs, leave=False
-        )
-        for epoch in range(len(history), epochs):
-            started = time.perf_counter()
-            lr, train_loss = self.train_epoch(epoch, bar)
-            predicted = self.predict_validation()
-            val_mae = metrics.mae(predicted)
-            best = val_mae < min((row["val_mae"] for row in history), default=math.inf)
-            seconds = time.perf_counter() - started
-            values = (epoch + 1, train_loss, val_mae, lr, seconds)
-            names = ("epoch", "train_loss", "val_mae", "lr", "seconds")
-            history.append(dict(zip(names, values, strict=True)))
-            if best:
-                self.average.module.scale.fill_(val_mae)
-                model.save(
-                    self.average.module, self.recipe, self.folder / "model.safetensors"
-                )
-                runs.write_csv(predicted, self.folder / "validation.csv")
-            runs.write_csv(pd.DataFrame(history), self.folder / "history.csv")
-            self.save_state(epoch + 1)
-            bar.write(
-                f"epoch {epoch + 1:2} of {epochs}   training loss {train_loss:6.3f}   "
-                f"validation error {val_mae:5.2f} years   {seconds:4.0f} s"
-                f"{'   best' * best}"
-            )
-        bar.close()
-        return pd.DataFrame(history)
+        """Trains the epochs that are left; the history of all of them."""
+        self.resume()
+        done, total = self.updates, len(self.batches) * self.recipe.epochs
+        with tqdm(desc="training", initial=done, total=total, leave=False) as bar:
+            for epoch in range(len(self.history), self.recipe.epochs):
+                self.train_epoch(epoch, bar)
+                tqdm.write(self.finish_epoch(epoch))
+        return pd.DataFrame(self.history)
 
-    def train_epoch(self, epoch: int, bar: tqdm) -> tuple[float, float]:
-        """One pass over the training faces; the last learning rate and mean loss."""
+    def train_epoch(self, epoch: int, bar: tqdm) -> None:
+        """What is left of one pass over the training faces."""
         self.faces.epoch = epoch
         self.batches.set_epoch(epoch)
         self.schedule.step(epoch)
         self.net.train()
-        total, n = 0.0, len(self.batches)
-        for step, (images, age, rows) in enumerate(self.batches, epoch * n + 1):
-            loss = age_loss(self.net(images), age, self.recipe)
-            value = loss.item()
-            if not math.isfinite(value):
-                files = ", ".join(self.paths[rows.cpu()][:4])
-                raise FloatingPointError(
-                    f"The loss became {value} at step {step}, in the batch of {files}, "
-                    "...: lower the recipe's learning_rate. The last good epoch is "
-                    f"in {self.folder}."
-                )
-            self.accelerator.backward(loss)
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.schedule.step_update(step)
-            self.average.update(self.plain, step)
-            total += value
-            bar.set_postfix(loss=f"{value:.2f}", refresh=False)
+        n = len(self.batches)
+        left = skip_first_batches(self.batches, self.updates - epoch * n)
+        self.clock = saved = time.perf_counter() - self.seconds
+        for images, age, rows in left:
+            self.update(images, age, rows)
+            bar.set_postfix(loss=f"{self.loss / (self.updates - epoch * n):.2f}")
             bar.update()
-        return lr, total / n
+            now = time.perf_counter()
+            if now - saved > SECONDS_BETWEEN_SAVES and self.updates % n:
+                self.seconds, saved = now - self.clock, now
+                self.save_state()
+
+    def update(
+        self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+    ) -> None:
+        """One step of the optimizer, with randomness that follows its number alone."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.updates)
+        loss = age_loss(self.net(images), age, self.recipe)
+        value = loss.item()
+        if not math.isfinite(value):
+            files = ", ".join(self.paths[rows.cpu()][:4])
+            raise FloatingPointError(
+                f"The loss became {value} at step {self.updates + 1}, in the batch of "
+                f"{files}, ...: lower the recipe's learning_rate. The best epoch so "
+                f"far is in {self.folder}."
+            )
+        self.accelerator.backward(loss)
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss += value
+        self.updates += 1
+        self.schedule.step_update(self.updates)
+        self.average.update(self.plain, self.updates)
+
+    def finish_epoch(self, epoch: int) -> str:
+        """Judges the epoch, keeps it if it is the best, and tells about it."""
+        predicted = self.predict_validation()
+        val_mae = metrics.mae(predicted)
+        best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": self.loss / len(self.batches),
+            "val_mae": val_mae,
+            "lr": self.lr,
+            "seconds": time.perf_counter() - self.clock,
+        }
+        self.history.append(row)
+        self.loss = self.seconds = 0.0
+        if best:
+            self.average.module.scale.fill_(val_mae)
+            path = self.folder / "model.safetensors"
+            model.save(self.average.module, self.recipe, path)
+            runs.write_csv(predicted, self.folder / "validation.csv")
+        runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
+        self.save_state()
+        return (
+            f"epoch {epoch + 1:2} of {self.recipe.epochs}   "
+            f"training loss {row['train_loss']:6.3f}   "
+            f"validation error {val_mae:5.2f} years   {row['seconds']:4.0f} s"
+            f"{'   best' * best}"
+        )
 
     def predict_validation(self) -> pd.DataFrame:
         probabilities = predict.infer(
@@ -189,28 +215,34 @@ class _Training:
         )
         return predict.decode(self.validation, probabilities)
 
-    def save_state(self, epochs_done: int) -> None:
+    def state_dict(self) -> dict:
+        """Where the run is; accelerate saves the weights and the rest itself."""
+        return {name: getattr(self, name) for name in _POSITION}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in _POSITION:
+            setattr(self, name, state[name])
+
+    def save_state(self) -> None:
         """Keeps the newest state only, and never a half-written one."""
         unfinished = self.folder / "state.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.save_state(str(unfinished), safe_serialization=True)
+        self.accelerator.save_state(str(unfinished))
         earlier = _states(self.folder)
-        unfinished.rename(self.folder / f"state-{epochs_done}")
+        unfinished.rename(self.folder / f"state-{self.updates}")
         for state in earlier:
             shutil.rmtree(state)
 
-    def resume(self) -> list[dict]:
-        """Brings back the last complete epoch, if any; returns the history up to it."""
-        states = _states(self.folder)
-        if not states:
-            return []
-        self.accelerator.load_state(str(states[-1]))
-        done = _epochs_done(states[-1])
-        print(f"Going on after epoch {done} of {self.recipe.epochs} in {self.folder}")
-        return pd.read_csv(self.folder / "history.csv").head(done).to_dict("records")
+    def resume(self) -> None:
+        """Brings back the newest state of the folder, if there is one."""
+        for state in _states(self.folder)[-1:]:
+            self.accelerator.load_state(str(state))
+            epoch = min(len(self.history) + 1, self.recipe.epochs)
+            print(f"Going on in epoch {epoch}, after step {self.updates}")
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    env.keep_freed_memory()
     device = env.device()
     precision = env.precision(device, recipe.image_size)
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
@@ -224,8 +256,4 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-*"), key=_epochs_done)
-
-
-def _epochs_done(state: Path) -> int:
-    return int(state.name.rpartition("-")[2])
+    return sorted(folder.glob("state-*"), key=lambda s: int(s.name.split("-")[1]))

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,27 @@ def test_a_cpu_computes_in_bf16_only_with_its_instructions_and_large_images(
     assert [env.precision(CPU, size) for size in (96, 224)] == ["no", "bf16"]
     monkeypatch.setattr(env, "_cpu_has_bf16", lambda: False)
     assert env.precision(CPU, 224) == "no"
+
+
+def test_freed_memory_is_kept_and_used_again():
+    """In a process of its own, for it cannot be undone: no page is asked for twice."""
+    code = """
+import resource
+from agelib import env
+import torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4_000_000).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+default = faults()
+env.keep_freed_memory()
+faults()
+print(default, faults())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    default, kept = map(int, run.stdout.split())
+    assert kept <= default / 10
 
 
 def test_loader_workers_follow_the_cores(monkeypatch):

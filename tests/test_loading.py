@@ -73,6 +73,13 @@ def test_batches_come_in_order_or_shuffled_by_seed_and_epoch(dataset):
     assert rows(loading.loader(other_seed, 16, shuffle=True)) != first
 
 
+def test_workers_load_large_tables_only(dataset):
+    table = data.read_train(dataset)
+    assert loading.loader(loading.Faces(table, 16), 8, workers=2).num_workers == 0
+    large = table.loc[table.index.repeat(25)]
+    assert loading.loader(loading.Faces(large, 16), 8, workers=2).num_workers == 2
+
+
 def test_the_last_batch_waits_for_the_next_epoch_only_if_it_is_not_whole(tables):
     faces = loading.Faces(tables[0], 16)
     assert sorted(rows(loading.loader(faces, 10, shuffle=True))) == list(range(30))

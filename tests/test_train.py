@@ -75,25 +75,31 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
-    run("whole")
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 8])
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
+    run, tmp_path, monkeypatch, step
+):
+    """Three steps an epoch; the state is saved after every one."""
+    whole = run("whole")
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_SAVES", 0)
+    update = train._Training.update
 
-    def stop(self, epochs_done):
-        save_state(self, epochs_done)
-        if epochs_done == 1:
+    def stop(self, *batch):
+        if self.updates == step:
             raise KeyboardInterrupt
+        update(self, *batch)
 
-    save_state = train._Training.save_state
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "save_state", stop)
+        patch.setattr(train._Training, "update", stop)
         with pytest.raises(KeyboardInterrupt):
             run("stopped")
     # the pretrained weights are not needed again
     monkeypatch.delenv("AGELIB_WEIGHTS")
-    history = run("stopped")
-    assert history["epoch"].tolist() == [1, 2, 3]
-    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
-    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    stopped = run("stopped")
+    columns = ["epoch", "train_loss", "val_mae", "lr"]
+    pd.testing.assert_frame_equal(stopped[columns], whole[columns], check_exact=True)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
 def test_a_finished_run_is_not_trained_again(run, monkeypatch):
