@@ -166,6 +166,16 @@ def test_fewer_faces_than_folds_are_refused():
         data.split(many_faces().head(3))
 
 
+def test_read_image_gives_rgb_or_names_the_file(dataset):
+    path = dataset / "train" / "image_3.jpg"
+    assert data.read_image(str(path)).mode == "RGB"
+    break_image(path, "truncated")
+    with pytest.raises(ValueError, match=r"Can't read the image .*image_3\.jpg: "):
+        data.read_image(str(path))
+    with pytest.raises(ValueError, match=r"image_77\.jpg: .*No such file"):
+        data.read_image(str(path.with_name("image_77.jpg")))
+
+
 def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
     upright = Image.new("RGB", (20, 10))
     exif = upright.getexif()

@@ -118,7 +118,7 @@ import torch
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        torch.ones(4_000_000).sum()
+        torch.ones(16_000_000).sum()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 default = faults()
 env.keep_freed_memory()
