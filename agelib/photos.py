@@ -1,7 +1,7 @@
 """Draw the faces themselves, with their ages, on a figure of their own.
 
-A table that is empty, lacks a column or holds a number that is not finite is a
-ValueError everywhere, and so is a photo that can't be read.
+A table that lacks a column or holds a number that is not finite is a ValueError, and
+so is a photo that can't be read.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,15 @@ from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
 def face_grid(
     table: DataFrame, captions: Sequence[str] | None = None, columns: int = 10
 ) -> np.ndarray:
-    """The photos, each under its caption; by default its age in years."""
+    """The photos, each under its caption; by default its age in years.
+
+    An empty table, such as the copies in a dataset without any, is drawn as such.
+    """
+    if table.empty:
+        ax = grid(1, 1, (2, 0.5))[0, 0]
+        ax.set_title("no such faces", fontsize="small")
+        ax.axis("off")
+        return np.array([[ax]])
     metrics.require(table, "path")
     if captions is None:
         captions = [f"{age:.0f}" for age in metrics.finite(table, "age")]

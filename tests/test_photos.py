@@ -44,6 +44,13 @@ def test_face_grid_takes_other_captions_and_needs_no_age_then(faces):
         photos.face_grid(faces, captions=["a", "b"])
 
 
+def test_face_grid_says_if_there_are_no_faces_and_names_a_missing_column(faces):
+    (ax,) = photos.face_grid(faces.head(0), []).flat
+    assert ax.get_title() == "no such faces"
+    with pytest.raises(ValueError, match="no column 'path'"):
+        photos.face_grid(faces.drop(columns="path"))
+
+
 def test_prediction_faces_are_captioned_with_true_and_predicted_age(faces):
     axes = photos.prediction_faces(faces, columns=3)
     assert [ax.get_title() for ax in axes.flat] == ["4 → 5", "6 → 6", "26 → 30"]
@@ -92,7 +99,6 @@ def test_a_batch_stands_in_rows_in_its_order():
 
 
 TABLE_IN = {
-    photos.face_grid: "path",
     photos.prediction_faces: "pred_age",
     photos.mean_faces: "path",
     lambda table: photos.age_distributions(table, np.eye(101)[: len(table)]): "low",
