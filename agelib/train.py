@@ -33,9 +33,11 @@ def fit(
     """Trains the recipe and keeps the epoch with the least validation error.
 
     Goes on from the last saved state, at most some minutes back, if the folder holds an
-    unfinished run of the same recipe and faces. Writes `model.safetensors`,
-    `recipe.json`, `history.csv` and `validation.csv` (the validation table with
-    predictions) into the folder.
+    unfinished run of the same recipe and faces. An interrupt (Ctrl-C, or the stop
+    button of a notebook) ends it with the epochs that are complete.
+
+    Writes `model.safetensors`, `recipe.json`, `history.csv` and `validation.csv` (the
+    validation table with predictions) into the folder.
 
     Args:
         train, validation: tables with `path`, `digest` and `age` in years.
@@ -47,6 +49,7 @@ def fit(
     Raises:
         ValueError: if the folder holds a run of another recipe or of other faces.
         FloatingPointError: if the loss is not finite.
+        KeyboardInterrupt: if interrupted before one epoch is complete.
     """
     if fresh:
         runs.set_aside(folder)
@@ -132,9 +135,17 @@ class _Training:
         self.resume()
         done, total = self.updates, len(self.batches) * self.recipe.epochs
         with tqdm(desc="training", initial=done, total=total, leave=False) as bar:
-            for epoch in range(len(self.history), self.recipe.epochs):
-                self.train_epoch(epoch, bar)
-                tqdm.write(self.finish_epoch(epoch))
+            try:
+                for epoch in range(len(self.history), self.recipe.epochs):
+                    self.train_epoch(epoch, bar)
+                    tqdm.write(self.finish_epoch(epoch))
+            except KeyboardInterrupt:
+                if not self.history:
+                    raise
+                tqdm.write(
+                    f"Interrupted in epoch {epoch + 1}. {self.folder} holds the best "
+                    "epoch so far; run again to go on."
+                )
         return pd.DataFrame(self.history)
 
     def train_epoch(self, epoch: int, bar: tqdm) -> None:

@@ -86,12 +86,12 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
 
     def stop(self, *batch):
         if self.updates == step:
-            raise KeyboardInterrupt
+            raise RuntimeError("the power went off")
         update(self, *batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(train._Training, "update", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="power"):
             run("stopped")
     # the pretrained weights are not needed again
     monkeypatch.delenv("AGELIB_WEIGHTS")
@@ -100,6 +100,24 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
     pd.testing.assert_frame_equal(stopped[columns], whole[columns], check_exact=True)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, capsys):
+    update = train._Training.update
+
+    def interrupt(self, *batch):
+        if self.updates == interrupted_at:
+            raise KeyboardInterrupt
+        update(self, *batch)
+
+    monkeypatch.setattr(train._Training, "update", interrupt)
+    interrupted_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    interrupted_at = 4
+    assert run()["epoch"].tolist() == [1]
+    assert "Interrupted in epoch 2" in capsys.readouterr().out
+    assert weights(tmp_path / "run")
 
 
 def test_a_finished_run_is_not_trained_again(run, monkeypatch):
