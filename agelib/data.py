@@ -128,8 +128,10 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
         return table
     summary = f"{len(bad):,} of {len(table):,} images can't be used: {bad.iloc[0]}"
     if unreadable != "drop" or len(bad) == len(table):
-        advice = "Restore the file, remove its line, or pass unreadable='drop'"
-        raise ValueError(f"{summary}. {advice} to leave such faces out.")
+        advice = "Restore the file"
+        if "age" in table:
+            advice += ", or pass unreadable='drop' to leave such faces out"
+        raise ValueError(f"{summary}. {advice}.")
     names = ", ".join(table["file_id"][bad.index[:10]])
     warnings.warn(f"{summary}. Left out: {names}", stacklevel=2)
     return table.drop(index=bad.index).reset_index(drop=True)

@@ -156,7 +156,8 @@ class _Training:
         self.net.train()
         n = len(self.batches)
         left = skip_first_batches(self.batches, self.updates - epoch * n)
-        self.clock = saved = time.perf_counter() - self.seconds
+        saved = time.perf_counter()
+        self.clock = saved - self.seconds
         for images, age, rows in left:
             self.update(images, age, rows)
             bar.set_postfix(loss=f"{self.loss / (self.updates - epoch * n):.2f}")
@@ -205,6 +206,9 @@ class _Training:
         self.loss = self.seconds = 0.0
         if best:
             self.average.module.scale.fill_(val_mae)
+            if self.recipe.head == "regression":
+                # its intervals follow the error that is only now known
+                predicted = self.predict_validation()
             path = self.folder / "model.safetensors"
             model.save(self.average.module, self.recipe, path)
             runs.write_csv(predicted, self.folder / "validation.csv")

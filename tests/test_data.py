@@ -130,7 +130,9 @@ def test_an_unreadable_image_is_named_or_left_out_with_a_count(dataset, how):
 
 def test_a_test_face_is_never_left_out(dataset):
     break_image(dataset / "test" / "image_1.jpg", "truncated")
-    with pytest.raises(ValueError, match=r"1 of 5 .*image_1\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"1 of 5 .*image_1\.jpg .*Restore the file\.$"
+    ):
         data.read_test(dataset)
 
 

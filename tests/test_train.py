@@ -75,6 +75,16 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
 
 
+def test_the_intervals_written_are_those_the_saved_model_gives(run, tables, tmp_path):
+    history = run(head="regression")
+    written = pd.read_csv(tmp_path / "run" / "validation.csv")
+    trained = model.load(tmp_path / "run" / "model.safetensors")
+    assert trained[0].scale == pytest.approx(history["val_mae"].min())
+    again = predict.predict(trained, tables[1])
+    np.testing.assert_allclose(written["high"], again["high"], atol=1e-3)
+    np.testing.assert_allclose(written["low"], again["low"], atol=1e-3)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 8])
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
     run, tmp_path, monkeypatch, step
