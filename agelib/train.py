@@ -252,8 +252,11 @@ class _Training:
         """Brings back the newest state of the folder, if there is one."""
         for state in _states(self.folder)[-1:]:
             self.accelerator.load_state(str(state))
-            epoch = min(len(self.history) + 1, self.recipe.epochs)
-            print(f"Going on in epoch {epoch}, after step {self.updates}")
+            done = len(self.history)
+            if done == self.recipe.epochs:
+                print(f"Already trained, all {done} epochs")
+            else:
+                print(f"Going on in epoch {done + 1}, after step {self.updates}")
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -130,12 +130,13 @@ def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, caps
     assert weights(tmp_path / "run")
 
 
-def test_a_finished_run_is_not_trained_again(run, monkeypatch):
+def test_a_finished_run_is_not_trained_again(run, monkeypatch, capsys):
     first = run()
     monkeypatch.setattr(
         train._Training, "train_epoch", lambda *_: pytest.fail("trained again")
     )
     pd.testing.assert_frame_equal(run(), first)
+    assert "Already trained, all 3 epochs" in capsys.readouterr().out
 
 
 def test_the_seed_decides_the_outcome_and_the_worlds_randomness_is_left_alone(
