@@ -1,9 +1,9 @@
 """agelib: estimate a person's age, in years, from a photo of the face.
 
 The notebooks import one module for one job. Faces travel in this order, and no module
-imports from its right: env -> data -> loading -> model -> predict -> train, with
-`recipe` holding every choice of a training run and `runs` what its folder holds;
-`quality` measures images, `metrics` predictions, `plots` and `photos` show both.
+imports from its right: env -> data -> loading -> model -> loss -> predict -> loop ->
+train, with `recipe` holding every choice of a training run and `runs` what its folder
+holds; `quality` measures images, `metrics` predictions, `plots` and `photos` show both.
 """
 
 import os
@@ -12,5 +12,9 @@ import os
 # other when another process wants a core. A shorter spin halves a training step's time
 # beside one busy process, and costs nothing measurable on an idle machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# A notebook can start processes on several GPUs only if it never touched one, and the
+# usual way to ask whether there is one touches it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 __version__ = "0.1.0"

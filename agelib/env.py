@@ -2,6 +2,10 @@
 
 import ctypes
 import os
+import subprocess
+import sys
+import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -89,45 +93,61 @@ def run_folder(name: str) -> Path:
 
 def device() -> torch.device:
     """The fastest device on which the installed torch can compute."""
-    if torch.cuda.is_available() and _cuda_works():
+    if _gpu():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
 
 
-def _cuda_works() -> bool:
-    """Whether torch was built for this GPU: a P100 is 'available' yet runs nothing."""
-    major, minor = torch.cuda.get_device_capability()
-    built = [a for a in torch.cuda.get_arch_list() if a.startswith("sm_")]
-    return any(int(a[3:-1]) == major and int(a[-1]) <= minor for a in built)
+@cache
+def _gpu() -> tuple[int, int] | None:
+    """The compute capability of the first GPU, if this torch can compute on it.
+
+    torch may call a GPU available for which it has no kernels (a P100), so it is tried;
+    in a process of its own, since a notebook that touched a GPU can't start processes
+    that use several.
+    """
+    if not torch.cuda.is_available():
+        return None
+    code = (
+        "import torch; torch.ones(8, device='cuda').sum().item(); "
+        "print(*torch.cuda.get_device_capability())"
+    )
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if tried.returncode:
+        reason = tried.stderr.strip().splitlines()[-1]
+        warnings.warn(
+            f"The GPU is not used, torch can't compute on it ({reason}). On Kaggle, "
+            "choose the accelerator T4 x2.",
+            stacklevel=3,
+        )
+        return None
+    major, minor = map(int, tried.stdout.split())
+    return major, minor
 
 
-def precision(device: torch.device, image_size: int) -> str:
-    """The mixed precision that is fastest on the device: "no", "fp16" or "bf16".
+def precision(device: torch.device) -> str:
+    """The mixed precision that trains fastest on the device: "no", "fp16" or "bf16".
 
     GPUs from Ampere on compute fast in bfloat16, Turing and Volta (T4, V100) only in
-    float16. CPUs with bfloat16 instructions gain from it on large images only: a two
-    core Xeon trains EfficientNet-Lite0 1.6 times faster at 224 px, slower at 128 px.
+    float16. CPUs with bfloat16 instructions gain nothing: torch has no fast bfloat16
+    gradient of depthwise convolutions (data/results/speed.md).
     """
-    if device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability()
-        return "bf16" if major >= 8 else "fp16" if major == 7 else "no"
-    if device.type == "cpu" and image_size >= 192 and _cpu_has_bf16():
-        return "bf16"
-    return "no"
+    major, _ = (_gpu() if device.type == "cuda" else None) or (0, 0)
+    return "bf16" if major >= 8 else "fp16" if major == 7 else "no"
 
 
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported()
+def workers(device: torch.device, processes: int = 1) -> int:
+    """How many loader processes each training process of this machine should start.
 
-
-def workers(device: torch.device) -> int:
-    """How many loader processes to start, leaving a CPU's cores to the training."""
+    On a CPU they leave the cores to the training.
+    """
     # not on macOS and Windows; it knows how many cores a container may use
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(8, cores) if device.type == "cuda" else max(1, cores // 4)
+    share = cores if device.type == "cuda" else cores // 4
+    return max(1, min(8, share // processes))
 
 
 def keep_freed_memory() -> None:

@@ -1,80 +1,135 @@
-"""Serve the faces of a table to a model: decode, resize, augment, batch."""
+"""Serve the faces of a table to a model: decode, augment, resize, batch."""
 
+import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from agelib.data import read_image
 from agelib.recipe import Recipe
 
 
-def augmentation(recipe: Recipe) -> v2.Compose:
-    """The recipe's random changes of one image."""
-    zoom, shift = (1 - recipe.zoom, 1 + recipe.zoom), (recipe.shift, recipe.shift)
-    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(recipe.flip)]
-    if recipe.rotation or recipe.zoom or recipe.shift:
-        bilinear = v2.InterpolationMode.BILINEAR
-        steps.append(v2.RandomAffine(recipe.rotation, shift, zoom, None, bilinear))
-    if recipe.light:
-        steps.append(v2.ColorJitter(recipe.light, recipe.light))
-    if recipe.grayscale:
-        steps.append(v2.RandomGrayscale(recipe.grayscale))
-    return v2.Compose(steps)
-
-
 class Faces(Dataset):
     """Items are (image uint8 (3, size, size), age in years or nan, row number).
 
-    The random changes of a face depend on the seed, the epoch and the row alone: they
-    are the same whichever process loads it, and after a resume.
+    With `augment` an item's key is (epoch, row), and the face is changed at random as
+    that recipe says. The changes follow its seed, the epoch and the row alone: they are
+    the same whichever process loads the face, and after a resume.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        size: int,
-        augment: v2.Transform | None = None,
-        seed: int = 0,
-    ):
+    def __init__(self, table: pd.DataFrame, size: int, augment: Recipe | None = None):
         # bytes in one array: workers share it, where a list of str would be copied
         self.paths = np.array([os.fsencode(p) for p in table["path"]])
         self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
-        self.size, self.augment, self.seed, self.epoch = size, augment, seed, 0
+        self.size, self.augment = size, augment
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, np.float32, int]:
-        image = read_image(os.fsdecode(self.paths[row]))
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        if self.augment is not None:
-            with torch.random.fork_rng(devices=[]):
-                key = np.random.SeedSequence((self.seed, self.epoch, row))
-                # not torch.manual_seed, which would reseed a GPU's dropout as well
-                torch.default_generator.manual_seed(int(key.generate_state(1)[0]))
-                image = self.augment(image)
-        return v2.functional.pil_to_tensor(image), self.ages[row], row
+    def __getitem__(
+        self, key: int | tuple[int, int]
+    ) -> tuple[torch.Tensor, np.float32, int]:
+        if self.augment is None:
+            row = key
+            image = resize(self._image(row, self.size), self.size)
+        else:
+            epoch, row = key
+            size = self.augment.size_in(epoch)
+            rng = np.random.default_rng((self.augment.seed, epoch, row))
+            image = augment(self._image(row, size), size, self.augment, rng)
+        return pil_to_tensor(image), self.ages[row], row
+
+    def _image(self, row: int, size: int) -> Image.Image:
+        return read_image(os.fsdecode(self.paths[row]), size)
 
 
-def loader(
-    faces: Faces, batch_size: int, workers: int = 0, shuffle: bool = False
-) -> DataLoader:
-    """Batches of faces: in order, or shuffled anew each epoch and whole batches only.
+class _Shuffled(DistributedSampler):
+    """A new order each epoch; the keys that augmented faces want."""
 
-    The order of an epoch follows `faces.seed` and the loader's `set_epoch` alone.
+    def __init__(self, faces: Faces):
+        super().__init__(faces, 1, 0, shuffle=True, seed=faces.augment.seed)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, row) for row in super().__iter__())
+
+
+def resize(
+    image: Image.Image,
+    size: int,
+    turn: float = 0.0,
+    zoom: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    mirror: bool = False,
+) -> Image.Image:
+    """The image as a square of `size` pixels, moved about its centre on the way.
+
+    One interpolation does it all, so that faces that are moved in training are no less
+    sharp than those that are not when predicted; and it takes a third of the time.
+
+    Args:
+        turn: degrees, counterclockwise.
+        zoom: above one the face grows.
+        shift: to the right and down, as shares of the side.
     """
-    sampler = DistributedSampler(faces, 1, 0, shuffle, faces.seed) if shuffle else None
+    cos, sin = math.cos(math.radians(turn)) / zoom, math.sin(math.radians(turn)) / zoom
+    right, down = (size / 2 + size * s for s in shift)
+    across = (-1 if mirror else 1) * image.width / size
+    along = image.height / size
+    # from a pixel of the square back to the point of the image that it shows
+    a, b, d, e = across * cos, -across * sin, along * sin, along * cos
+    c = image.width / 2 - a * right - b * down
+    f = image.height / 2 - d * right - e * down
+    return image.transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        Image.Resampling.BILINEAR,
+    )
+
+
+def augment(
+    image: Image.Image, size: int, recipe: Recipe, rng: np.random.Generator
+) -> Image.Image:
+    """A square of `size` pixels with the recipe's random changes."""
+    flip, grayscale = rng.random(2) < (recipe.flip, recipe.grayscale)
+    turn, zoom, right, down, light, contrast = rng.uniform(-1, 1, 6)
+    image = resize(
+        image,
+        size,
+        turn * recipe.rotation,
+        1 + zoom * recipe.zoom,
+        (right * recipe.shift, down * recipe.shift),
+        flip,
+    )
+    if recipe.light:
+        around_grey = (np.arange(256) - 128) * (1 + contrast * recipe.light) + 128
+        levels = around_grey * (1 + light * recipe.light)
+        levels = levels.round().clip(0, 255).astype("uint8")
+        image = Image.fromarray(levels[np.asarray(image)])
+    return image.convert("L").convert("RGB") if grayscale else image
+
+
+def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:
+    """Batches of faces: in order; augmented ones shuffled anew, whole batches only.
+
+    The order of an epoch follows the recipe's seed and the loader's `set_epoch` alone.
+    """
+    shuffled = faces.augment is not None
+    # starting a worker takes a second or two, longer than a few faces take
+    workers = workers if len(faces) >= 1000 else 0
     return DataLoader(
         faces,
         min(batch_size, len(faces)),
-        sampler=sampler,
-        # starting a worker takes a second or two, longer than a few faces take
-        num_workers=workers if len(faces) >= 1000 else 0,
-        drop_last=shuffle,
+        sampler=_Shuffled(faces) if shuffled else None,
+        num_workers=workers,
+        drop_last=shuffled,
         pin_memory=torch.cuda.is_available(),
+        # forked anew each epoch they would make Linux copy the memory of the training
+        persistent_workers=workers > 0,
     )

@@ -1,6 +1,6 @@
 """A table of faces in, a table of ages out; ensembles; the submission file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +52,17 @@ def distributions(
 
 @torch.inference_mode()
 def infer(
-    model: AgeModel, batches: Iterable, device: torch.device, flip: bool
+    model: AgeModel,
+    batches: Iterable,
+    device: torch.device,
+    flip: bool,
+    gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
 ) -> np.ndarray:
-    """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order."""
+    """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order.
+
+    Args:
+        gather: makes a batch whole that several processes share.
+    """
     rows = []
     precision = torch.float16 if device.type == "cuda" else None
     for images, _, _ in batches:
@@ -64,7 +72,7 @@ def infer(
             if flip:
                 mirrored = model.probabilities(images.flip(3))
                 probabilities = (probabilities + mirrored) / 2
-        rows.append(probabilities.cpu())
+        rows.append(gather(probabilities).cpu())
     return torch.cat(rows).numpy()
 
 

@@ -47,7 +47,10 @@ def claim(
         "training_faces": _fingerprint(train),
         "validation_faces": _fingerprint(validation),
     }
-    theirs = json.loads(path.read_text()) if path.is_file() else ours
+    if not path.is_file():
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(ours, indent=2) + "\n")
+    theirs = json.loads(path.read_text())
     for choice, value in ours.items():
         if theirs.get(choice) != value:
             raise ValueError(
@@ -55,8 +58,6 @@ def claim(
                 f"{theirs.get(choice)} there, {value} here): give the recipe another "
                 "name, or pass fresh=True, which sets the earlier run aside."
             )
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(ours, indent=2) + "\n")
 
 
 def _fingerprint(table: pd.DataFrame) -> str:

@@ -80,33 +80,40 @@ def test_a_run_folder_that_cannot_be_written_is_named_with_the_way_out(
     assert list(Path(tmp_path).iterdir()) == [tmp_path / "file"]
 
 
-def pretend_gpu(monkeypatch, capability: tuple[int, int], built: list[str]) -> None:
+def pretend_gpu(monkeypatch, outcome: str, returncode: int = 0) -> None:
+    """A GPU that torch calls available, and what trying to compute on it says."""
+    tried = subprocess.CompletedProcess([], returncode, outcome, outcome)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: tried)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_remembered():
+    env._gpu.cache_clear()
+    yield
+    env._gpu.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("capability", "kind", "precision"),
-    [((6, 0), "cpu", "no"), ((7, 5), "cuda", "fp16"), ((8, 6), "cuda", "bf16")],
-    ids=["P100", "T4", "RTX 30"],
+    ("capability", "precision"),
+    [("7 0", "fp16"), ("7 5", "fp16"), ("8 6", "bf16"), ("9 0", "bf16")],
+    ids=["V100", "T4", "RTX 30", "H100"],
 )
-def test_a_gpu_is_used_as_far_as_the_installed_torch_can(
-    monkeypatch, capability, kind, precision
+def test_a_gpu_computes_in_the_precision_it_is_fast_in(
+    monkeypatch, capability, precision
 ):
-    pretend_gpu(monkeypatch, capability, ["sm_75", "sm_80", "sm_90", "sm_120"])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert env.device().type == kind
-    assert env.precision(env.device(), 128) == precision
+    pretend_gpu(monkeypatch, f"{capability}\n")
+    assert env.device().type == "cuda"
+    assert env.precision(env.device()) == precision
 
 
-def test_a_cpu_computes_in_bf16_only_with_its_instructions_and_large_images(
-    monkeypatch,
-):
-    monkeypatch.setattr(env, "_cpu_has_bf16", lambda: True)
-    assert [env.precision(CPU, size) for size in (96, 224)] == ["no", "bf16"]
-    monkeypatch.setattr(env, "_cpu_has_bf16", lambda: False)
-    assert env.precision(CPU, 224) == "no"
+def test_a_gpu_that_torch_has_no_kernels_for_is_left_with_advice(monkeypatch):
+    error = "Traceback ...\nRuntimeError: CUDA error: no kernel image is available\n"
+    pretend_gpu(monkeypatch, error, returncode=1)
+    with pytest.warns(UserWarning, match=r"no kernel image is available.*T4 x2"):
+        assert env.device().type == "cpu"
+    assert env.precision(env.device()) == "no"
 
 
 def test_freed_memory_is_kept_and_used_again():
@@ -133,6 +140,7 @@ print(default, faults())
 def test_loader_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert env.workers(CUDA) == 8
+    assert env.workers(CUDA, processes=2) == 6
     assert env.workers(CPU) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert env.workers(CUDA) == 2

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,37 +25,85 @@ def test_an_item_is_the_resized_rgb_image_its_age_and_its_row(dataset):
     assert image.float().mean() == pytest.approx(40 + 2 * 13, abs=2)
 
 
-def test_augmentation_changes_with_the_epoch_and_leaves_the_worlds_randomness_alone(
-    dataset,
-):
-    augment = loading.augmentation(RECIPES["cpu"])
-    faces = loading.Faces(data.read_train(dataset), 32, augment, seed=1)
+def test_augmentation_changes_with_the_epoch_and_follows_the_seed_alone(dataset):
+    table = data.read_train(dataset)
+    faces = loading.Faces(table, 32, RECIPES["cpu"])
     torch.manual_seed(0)
-    first = faces[0][0]
-    drawn = torch.rand(1)
-    faces.epoch = 1
-    second = faces[0][0]
-    faces.epoch = 0
-    assert torch.equal(faces[0][0], first)
+    first, second = faces[0, 0][0], faces[1, 0][0]
     assert not torch.equal(second, first)
-    torch.manual_seed(0)
-    assert torch.rand(1) == drawn
+    torch.manual_seed(1)
+    again = loading.Faces(table, 32, RECIPES["cpu"])
+    assert torch.equal(again[0, 0][0], first)
+    other = loading.Faces(table, 32, replace(RECIPES["cpu"], seed=1))
+    assert not torch.equal(other[0, 0][0], first)
+
+
+def test_faces_grow_with_the_epochs(dataset):
+    growing = replace(RECIPES["cpu"], image_size=128, first_size=64, epochs=4)
+    faces = loading.Faces(data.read_train(dataset), 128, growing)
+    # 48, 32, 16 and 0 pixels short of 128, in steps of 32
+    assert [faces[e, 0][0].shape[-1] for e in range(4)] == [64, 96, 128, 128]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), "uint8")
+    return Image.fromarray(pixels)
 
 
 def test_the_original_augmentation_only_mirrors():
-    augment = loading.augmentation(RECIPES["original"])
-    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), "uint8")
-    seen = {augment(Image.fromarray(pixels)).tobytes() for _ in range(40)}
-    assert seen == {pixels.tobytes(), pixels[:, ::-1].tobytes()}
+    image, rng = noise(16, 16), np.random.default_rng(0)
+    recipe = RECIPES["original"]
+    seen = {loading.augment(image, 16, recipe, rng).tobytes() for _ in range(40)}
+    assert seen == {image.tobytes(), np.array(image)[:, ::-1].tobytes()}
 
 
 def test_our_augmentation_sometimes_takes_the_colour_away():
-    augment = loading.augmentation(RECIPES["cpu"])
-    red = Image.new("RGB", (16, 16), (200, 0, 0))
-    torch.manual_seed(0)
-    pixels = [np.array(augment(red)) for _ in range(400)]
+    red, rng = Image.new("RGB", (16, 16), (200, 0, 0)), np.random.default_rng(0)
+    pixels = [
+        np.array(loading.augment(red, 16, RECIPES["cpu"], rng)) for _ in range(400)
+    ]
     gray = [np.array_equal(p[..., 0], p[..., 1]) for p in pixels]
     assert 0.05 < np.mean(gray) < 0.15
+
+
+def test_light_and_contrast_change_within_the_recipes_share():
+    grey, rng = Image.new("RGB", (1, 1), (160, 160, 160)), np.random.default_rng(0)
+    recipe = replace(RECIPES["original"], light=0.2)
+    seen = [
+        loading.augment(grey, 1, recipe, rng).getpixel((0, 0))[0] for _ in range(400)
+    ]
+    # 32 above the middle grey: contrast makes it 25.6 to 38.4, light 0.8 to 1.2 of all
+    assert min(seen) == pytest.approx(0.8 * (128 + 25.6), abs=5)
+    assert max(seen) == pytest.approx(1.2 * (128 + 38.4), abs=5)
+
+
+@pytest.mark.parametrize(
+    ("move", "where"),
+    [
+        ({}, (30, 20)),
+        ({"mirror": True}, (9, 20)),
+        ({"shift": (-0.25, -0.25)}, (20, 10)),
+        ({"zoom": 1.5}, (35, 20)),
+        # counterclockwise: what lies to the right of the centre goes above it
+        ({"turn": 90.0}, (20, 9)),
+    ],
+    ids=lambda value: next(iter(value), "still") if isinstance(value, dict) else "",
+)
+def test_resize_moves_a_face_about_the_centre(move, where):
+    """A white spot of 5 pixels, its centre 10 to the right of the image's."""
+    pixels = np.zeros((40, 40, 3), "uint8")
+    pixels[18:23, 28:33] = 255
+    light = np.array(loading.resize(Image.fromarray(pixels), 40, **move).convert("L"))
+    ys, xs = np.nonzero(light > 127)
+    assert (xs.mean(), ys.mean()) == pytest.approx(where, abs=1)
+
+
+def test_resize_gives_a_square_of_any_image():
+    image = Image.new("RGB", (60, 30), (10, 20, 30))
+    assert np.unique(
+        np.array(loading.resize(image, 24)).reshape(-1, 3), axis=0
+    ).tolist() == [[10, 20, 30]]
+    assert loading.resize(noise(7, 7), 24).size == (24, 24)
 
 
 def rows(loader) -> list[int]:
@@ -63,14 +113,16 @@ def rows(loader) -> list[int]:
 def test_batches_come_in_order_or_shuffled_by_seed_and_epoch(dataset):
     faces = loading.Faces(data.read_train(dataset), 16)
     assert rows(loading.loader(faces, 16)) == list(range(40))
-    shuffled = loading.loader(faces, 16, shuffle=True)
+    table = data.read_train(dataset)
+    faces = loading.Faces(table, 16, RECIPES["quick"])
+    shuffled = loading.loader(faces, 16)
     first = rows(shuffled)
     assert len(set(first)) == 32  # two whole batches, each face at most once
-    assert rows(loading.loader(faces, 16, shuffle=True)) == first
+    assert rows(loading.loader(faces, 16)) == first
     shuffled.sampler.set_epoch(1)
     assert rows(shuffled) != first
-    other_seed = loading.Faces(data.read_train(dataset), 16, seed=1)
-    assert rows(loading.loader(other_seed, 16, shuffle=True)) != first
+    other_seed = loading.Faces(table, 16, replace(RECIPES["quick"], seed=1))
+    assert rows(loading.loader(other_seed, 16)) != first
 
 
 def test_workers_load_large_tables_only(dataset):
@@ -81,5 +133,5 @@ def test_workers_load_large_tables_only(dataset):
 
 
 def test_the_last_batch_waits_for_the_next_epoch_only_if_it_is_not_whole(tables):
-    faces = loading.Faces(tables[0], 16)
-    assert sorted(rows(loading.loader(faces, 10, shuffle=True))) == list(range(30))
+    faces = loading.Faces(tables[0], 16, RECIPES["quick"])
+    assert sorted(rows(loading.loader(faces, 10))) == list(range(30))

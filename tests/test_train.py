@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import metrics, model, predict, train
+from agelib import loop, metrics, model, predict, train
+from agelib.loss import age_loss
 from tests.conftest import TINY
 
 
 def test_the_regression_loss_is_the_mean_absolute_error():
     outputs, age = torch.tensor([[20.0], [50.0]]), torch.tensor([23.0, 49.0])
-    loss = train.age_loss(outputs, age, replace(TINY, head="regression"))
+    loss = age_loss(outputs, age, replace(TINY, head="regression"))
     assert loss == pytest.approx((3 + 1) / 2)
 
 
@@ -30,7 +31,7 @@ def test_the_distribution_loss_is_cross_entropy_to_a_gaussian_plus_l1_of_the_mea
         target /= target.sum()
         error = abs((p * ages).sum() - min(age, 100))
         expected.append(-(target * np.log(p)).sum() + 0.5 * error)
-    loss = train.age_loss(logits, torch.tensor([30.0, 116.0]), recipe)
+    loss = age_loss(logits, torch.tensor([30.0, 116.0]), recipe)
     assert loss == pytest.approx(np.mean(expected), rel=1e-4)
 
 
@@ -91,8 +92,8 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
 ):
     """Three steps an epoch; the state is saved after every one."""
     whole = run("whole")
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_SAVES", 0)
-    update = train._Training.update
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
+    update = loop.Loop.update
 
     def stop(self, *batch):
         if self.updates == step:
@@ -100,7 +101,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
         update(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "update", stop)
+        patch.setattr(loop.Loop, "update", stop)
         with pytest.raises(RuntimeError, match="power"):
             run("stopped")
     # the pretrained weights are not needed again
@@ -113,14 +114,14 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
 
 
 def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, capsys):
-    update = train._Training.update
+    update = loop.Loop.update
 
     def interrupt(self, *batch):
         if self.updates == interrupted_at:
             raise KeyboardInterrupt
         update(self, *batch)
 
-    monkeypatch.setattr(train._Training, "update", interrupt)
+    monkeypatch.setattr(loop.Loop, "update", interrupt)
     interrupted_at = 2
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -133,7 +134,7 @@ def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, caps
 def test_a_finished_run_is_not_trained_again(run, monkeypatch, capsys):
     first = run()
     monkeypatch.setattr(
-        train._Training, "train_epoch", lambda *_: pytest.fail("trained again")
+        loop.Loop, "train_epoch", lambda *_: pytest.fail("trained again")
     )
     pd.testing.assert_frame_equal(run(), first)
     assert "Already trained, all 3 epochs" in capsys.readouterr().out
@@ -178,7 +179,7 @@ def test_fresh_sets_the_earlier_run_aside(run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run, monkeypatch):
-    monkeypatch.setattr(train, "age_loss", lambda outputs, *_: outputs.sum() * math.nan)
+    monkeypatch.setattr(loop, "age_loss", lambda outputs, *_: outputs.sum() * math.nan)
     with pytest.raises(
         FloatingPointError, match=r"nan at step 1, .*image_\d+\.jpg.*learning_rate"
     ):

@@ -1,0 +1,246 @@
+"""The training loop: averaged weights, the best epoch kept, saved states, resume.
+
+The same code runs in one process or in each of several that accelerate started.
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, broadcast
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from tqdm.auto import tqdm
+
+from agelib import env, loading, metrics, model, predict, runs
+from agelib.loss import age_loss
+from agelib.recipe import Recipe
+
+SECONDS_BETWEEN_SAVES = 300
+_POSITION = ("updates", "history", "loss", "seconds")
+
+
+class Loop:
+    """The state of one run: what a checkpoint saves and a resume brings back."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        folder: Path,
+        fresh: bool = False,
+    ):
+        self.recipe, self.validation, self.folder = recipe, validation, folder
+        self.updates, self.history = 0, []
+        # of the epoch that is not finished: its losses' sum, its time so far
+        self.loss = self.seconds = 0.0
+        env.keep_freed_memory()
+        device = env.device()
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision=env.precision(device),
+            cpu=device.type == "cpu",
+            # the recipe's batch size is that of all processes together
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        self.main = accelerator.is_main_process
+        with accelerator.main_process_first():
+            if self.main and fresh:
+                runs.set_aside(folder)
+            runs.claim(folder, recipe, train, validation)
+        workers = env.workers(device, accelerator.num_processes)
+        faces = loading.Faces(train, recipe.image_size, augment=recipe)
+        batches = loading.loader(faces, recipe.batch_size, workers)
+        held_out = loading.loader(
+            loading.Faces(validation, recipe.image_size), 64, workers
+        )
+        # a resume brings its own weights, and may have no network to fetch others
+        net = model.create(recipe, pretrained=not _states(folder))
+        if accelerator.num_processes > 1 and device.type == "cuda":
+            # or each would normalise its share of the batch by itself
+            net = convert_sync_batchnorm(net)
+        self.plain = net.to(accelerator.device)
+        # without a decay the average is the weights themselves
+        decay = recipe.ema_decay
+        self.average = ModelEmaV3(self.plain, decay, use_warmup=decay > 0)
+        optimizer = create_optimizer_v2(
+            self.plain,
+            opt=recipe.optimizer,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+        )
+        self.schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs,
+            decay_epochs=recipe.step_epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.learning_rate / 100,
+            step_on_epochs=recipe.schedule == "step",
+            updates_per_epoch=len(batches),
+        )
+        self.net, self.optimizer, self.batches, self.held_out = accelerator.prepare(
+            self.plain, optimizer, batches, held_out
+        )
+        accelerator.register_for_checkpointing(self.schedule, self.average, self)
+
+    def run(self) -> pd.DataFrame:
+        """Trains the epochs that are left; the history of all of them."""
+        self.resume()
+        with tqdm(
+            desc="training",
+            initial=self.updates,
+            total=len(self.batches) * self.recipe.epochs,
+            leave=False,
+            # a process forked from a notebook can't draw there, but it can print
+            disable=not self.main or "FORK_LAUNCHED" in os.environ,
+        ) as bar:
+            try:
+                for epoch in range(len(self.history), self.recipe.epochs):
+                    self.train_epoch(epoch, bar)
+                    self.finish_epoch(epoch)
+            except KeyboardInterrupt:
+                if not self.history:
+                    raise
+                self.say(
+                    f"Interrupted in epoch {epoch + 1}. {self.folder} holds the best "
+                    "epoch so far; run again to go on."
+                )
+        return pd.DataFrame(self.history)
+
+    def say(self, sentence: str) -> None:
+        if self.main:
+            tqdm.write(sentence)
+
+    def train_epoch(self, epoch: int, bar: tqdm) -> None:
+        """What is left of one pass over the training faces."""
+        self.batches.set_epoch(epoch)
+        self.schedule.step(epoch)
+        self.net.train()
+        n = len(self.batches)
+        done = self.updates - epoch * n
+        left = skip_first_batches(self.batches, done) if done else self.batches
+        saved = time.perf_counter()
+        self.clock = saved - self.seconds
+        for images, age, rows in left:
+            self.update(images, age, rows)
+            bar.set_postfix(loss=f"{self.loss / (self.updates - epoch * n):.2f}")
+            bar.update()
+            now = time.perf_counter()
+            due = torch.tensor(now - saved, device=self.accelerator.device)
+            if broadcast(due) > SECONDS_BETWEEN_SAVES and self.updates % n:
+                self.seconds, saved = now - self.clock, now
+                self.save_state()
+
+    def update(
+        self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+    ) -> None:
+        """One step of the optimizer, with randomness that follows its number alone."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.updates)
+        loss = age_loss(self.net(images), age, self.recipe)
+        value = self.accelerator.reduce(loss.detach(), "mean").item()
+        if not math.isfinite(value):
+            files = self.batches.dataset.paths[rows.cpu()][:4]
+            raise FloatingPointError(
+                f"The loss became {value} at step {self.updates + 1}, in the batch of "
+                f"{', '.join(map(os.fsdecode, files))}, ...: lower the recipe's "
+                f"learning_rate. The best epoch so far is in {self.folder}."
+            )
+        self.accelerator.backward(loss)
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss += value
+        self.updates += 1
+        self.schedule.step_update(self.updates)
+        self.average.update(self.plain, self.updates)
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Judges the epoch, keeps it if it is the best, and tells about it."""
+        predicted = self.predict_validation()
+        val_mae = metrics.mae(predicted)
+        best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": self.loss / len(self.batches),
+            "val_mae": val_mae,
+            "lr": self.lr,
+            "seconds": time.perf_counter() - self.clock,
+        }
+        self.history.append(row)
+        self.loss = self.seconds = 0.0
+        if best:
+            self.average.module.scale.fill_(val_mae)
+            if self.recipe.head == "regression":
+                # its intervals follow the error that is only now known
+                predicted = self.predict_validation()
+        if self.main:
+            if best:
+                path = self.folder / "model.safetensors"
+                model.save(self.average.module, self.recipe, path)
+                runs.write_csv(predicted, self.folder / "validation.csv")
+            runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
+        self.save_state()
+        self.say(
+            f"epoch {epoch + 1:2} of {self.recipe.epochs}   "
+            f"training loss {row['train_loss']:6.3f}   "
+            f"validation error {val_mae:5.2f} years   {row['seconds']:4.0f} s"
+            f"{'   best' * best}"
+        )
+
+    def predict_validation(self) -> pd.DataFrame:
+        """The validation table with predictions, the same in every process."""
+        for statistics in self.average.module.buffers():
+            # each process saw its own share of the faces
+            broadcast(statistics)
+        probabilities = predict.infer(
+            self.average.module,
+            self.held_out,
+            self.accelerator.device,
+            self.recipe.flip_at_test,
+            self.accelerator.gather_for_metrics,
+        )
+        return predict.decode(self.validation, probabilities)
+
+    def state_dict(self) -> dict:
+        """Where the run is; accelerate saves the weights and the rest itself."""
+        return {name: getattr(self, name) for name in _POSITION}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in _POSITION:
+            setattr(self, name, state[name])
+
+    def save_state(self) -> None:
+        """Keeps the newest state only, and never a half-written one."""
+        unfinished = self.folder / "state.unfinished"
+        if self.main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(unfinished))
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            earlier = _states(self.folder)
+            unfinished.rename(self.folder / f"state-{self.updates}")
+            for state in earlier:
+                shutil.rmtree(state)
+
+    def resume(self) -> None:
+        """Brings back the newest state of the folder, if there is one."""
+        for state in _states(self.folder)[-1:]:
+            self.accelerator.load_state(str(state))
+            done = len(self.history)
+            if done == self.recipe.epochs:
+                self.say(f"Already trained, all {done} epochs")
+            else:
+                self.say(f"Going on in epoch {done + 1}, after step {self.updates}")
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*"), key=lambda s: int(s.name.split("-")[1]))
