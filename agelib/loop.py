@@ -12,7 +12,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, broadcast
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    broadcast,
+    broadcast_object_list,
+)
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -24,6 +28,7 @@ from agelib.loss import age_loss
 from agelib.recipe import Recipe
 
 SECONDS_BETWEEN_SAVES = 300
+_UNFINISHED = "state.unfinished"
 _POSITION = ("updates", "history", "loss", "seconds")
 
 
@@ -37,8 +42,10 @@ class Loop:
         validation: pd.DataFrame,
         folder: Path,
         fresh: bool = False,
+        bar: bool = True,
     ):
         self.recipe, self.validation, self.folder = recipe, validation, folder
+        self.bar = bar
         self.updates, self.history = 0, []
         # of the epoch that is not finished: its losses' sum, its time so far
         self.loss = self.seconds = 0.0
@@ -51,7 +58,7 @@ class Loop:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         self.main = accelerator.is_main_process
-        with accelerator.main_process_first():
+        with accelerator.main_process_first(), runs.writing(folder):
             if self.main and fresh:
                 runs.set_aside(folder)
             runs.claim(folder, recipe, train, validation)
@@ -99,8 +106,7 @@ class Loop:
             initial=self.updates,
             total=len(self.batches) * self.recipe.epochs,
             leave=False,
-            # a process forked from a notebook can't draw there, but it can print
-            disable=not self.main or "FORK_LAUNCHED" in os.environ,
+            disable=not (self.bar and self.main),
         ) as bar:
             try:
                 for epoch in range(len(self.history), self.recipe.epochs):
@@ -114,6 +120,11 @@ class Loop:
                     "epoch so far; run again to go on."
                 )
         return pd.DataFrame(self.history)
+
+    def close(self) -> None:
+        """Ends the loader processes, which would wait for another epoch."""
+        del self.batches, self.held_out
+        self.accelerator.free_memory()
 
     def say(self, sentence: str) -> None:
         if self.main:
@@ -219,21 +230,28 @@ class Loop:
 
     def save_state(self) -> None:
         """Keeps the newest state only, and never a half-written one."""
-        unfinished = self.folder / "state.unfinished"
-        if self.main:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
+        with runs.writing(self.folder):
+            self.accelerator.save_state(str(self.folder / _UNFINISHED))
         self.accelerator.wait_for_everyone()
         if self.main:
             earlier = _states(self.folder)
-            unfinished.rename(self.folder / f"state-{self.updates}")
+            (self.folder / _UNFINISHED).rename(self.folder / f"state-{self.updates}")
             for state in earlier:
                 shutil.rmtree(state)
 
     def resume(self) -> None:
         """Brings back the newest state of the folder, if there is one."""
-        for state in _states(self.folder)[-1:]:
+        newest = broadcast_object_list([_states(self.folder)[-1:]])[0]
+        if self.main:
+            # what a kill, or a full disk, left of saving another
+            for left in (*_states(self.folder)[:-1], self.folder / _UNFINISHED):
+                shutil.rmtree(left, ignore_errors=True)
+        for state in newest:
+            if not state.is_dir():
+                raise FileNotFoundError(
+                    f"{state} is not to be seen from every machine: set AGELIB_RUNS to "
+                    "a folder on a disk that they share."
+                )
             self.accelerator.load_state(str(state))
             done = len(self.history)
             if done == self.recipe.epochs:

@@ -54,12 +54,21 @@ def fit(
     if processes > 1:
         # an earlier fit of this process left its state of one process
         AcceleratorState._reset_state(True)
-        arguments = (recipe, train, validation, folder, fresh)
-        notebook_launcher(fit, arguments, num_processes=processes)
+        # progress bars are widgets of the notebook's own process
+        arguments = (recipe, train, validation, folder, fresh, False)
+        notebook_launcher(_run, arguments, num_processes=processes)
         return pd.read_csv(folder / "history.csv")
+    return _run(recipe, train, validation, folder, fresh)
+
+
+def _run(recipe: Recipe, *others) -> pd.DataFrame:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return Loop(recipe, train, validation, folder, fresh).run()
+        loop = Loop(recipe, *others)
+        try:
+            return loop.run()
+        finally:
+            loop.close()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import timm
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,6 +21,10 @@ matplotlib.use("Agg")
 TINY = Recipe(
     "tiny", "test_efficientnet.r160_in1k", image_size=32, epochs=3, batch_size=8
 )
+
+
+# tiny networks gain nothing from more, and on a busy machine they wait for each other
+torch.set_num_threads(1)
 
 
 def write_faces(folder: Path, ages: list[int]) -> list[str]:

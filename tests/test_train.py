@@ -1,13 +1,16 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from agelib import loop, metrics, model, predict, train
+from agelib import loop, metrics, model, predict, recipe, train
 from agelib.loss import age_loss
 from tests.conftest import TINY
 
@@ -204,3 +207,43 @@ def test_a_cosine_schedule_warms_up_and_ends_near_zero(run, tables):
     start = 2e-3 / 100
     assert lr[0] == pytest.approx(start + (2e-3 - start) * (n - 1) / n)
     assert lr[3] < 0.1 * 2e-3
+
+
+def test_the_command_trains_as_notebook_2_does(dataset, tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipe.RECIPES, "sample", replace(tiny, folds=4))
+    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(sys, "argv", ["train"])
+    train.main()
+    folder = tmp_path / "runs" / "tiny"
+    assert len(pd.read_csv(folder / "validation.csv")) == 10
+    monkeypatch.setattr(sys, "argv", ["train", "--fresh"])
+    train.main()
+    assert len(pd.read_csv(folder.with_name("tiny.old-1") / "history.csv")) == 3
+
+
+def test_processes_forked_from_a_notebook_train_together(tables, tiny, tmp_path):
+    """In a process of its own: the launcher wants one that has trained nothing yet."""
+    tables[0].to_pickle(tmp_path / "train.pkl")
+    tables[1].to_pickle(tmp_path / "validation.pkl")
+    code = f"""
+from pathlib import Path
+import pandas as pd, torch
+from agelib import train
+from tests.conftest import TINY
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # a notebook has used torch before
+folder = Path({str(tmp_path)!r})
+faces = [pd.read_pickle(folder / n) for n in ("train.pkl", "validation.pkl")]
+history = train.fit(TINY, *faces, folder / "run", processes=2)
+print(history["epoch"].tolist())
+"""
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=200,
+    )
+    assert "[1, 2, 3]" in run.stdout, run.stderr[-2000:]
+    assert run.stdout.count("epoch  1 of 3") == 1

@@ -1,0 +1,147 @@
+"""A run whose disk is full or read-only says so, and goes on when that is mended."""
+
+import errno
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from agelib import loop, model, predict, runs, train
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder with a small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "none", folder]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"only root may mount a file system: {error}")
+    yield folder
+    # lazily: the error of a test that fails may hold a file open
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """A function that has something done once, as a step begins; each is saved."""
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
+
+    def at_step(step: int, do) -> None:
+        update, done = loop.Loop.update, []
+
+        def updating(self, *batch):
+            if self.updates == step and not done:
+                done.append(step)
+                do()
+            update(self, *batch)
+
+        monkeypatch.setattr(loop.Loop, "update", updating)
+
+    return at_step
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
+
+
+def leave(disk: Path, room: int) -> None:
+    """Fills the disk but for some bytes."""
+    (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - room))
+
+
+def sentence(run: Path, state: str) -> str:
+    return (
+        f"The disk of {re.escape(str(run))} is {state} and run again, .* goes on from"
+    )
+
+
+def assert_same(run: Path, other: Path) -> None:
+    history, expected = (
+        pd.read_csv(r / "history.csv").drop(columns="seconds") for r in (run, other)
+    )
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    found, weights = (
+        model.load(r / "model.safetensors")[0].state_dict() for r in (run, other)
+    )
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
+    files, others = ({file.name for file in r.iterdir()} for r in (run, other))
+    assert files == others
+
+
+@pytest.mark.parametrize(
+    ("step", "room", "cause"),
+    [
+        (0, 0, SafetensorError),
+        # 3 steps an epoch: here first the model is written, then tables, then a state
+        (2, 0, SafetensorError),
+        (2, 1, OSError),
+        (2, 1.5, SafetensorError),
+        # here a state alone: of the weights, the optimizer, the averaged weights
+        (4, 0, SafetensorError),
+        (4, 1.5, RuntimeError),
+        (4, 3.5, RuntimeError),
+    ],
+)
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
+    tiny, tables, tmp_path, disk, at_step, step, room, cause
+):
+    """As a step begins there is room for so many models; whatever fails to write."""
+    train.fit(tiny, *tables, tmp_path / "run")
+    size = (tmp_path / "run" / "model.safetensors").stat().st_size
+    at_step(step, lambda: leave(disk, math.ceil(room * size / 4096) * 4096))
+    run = disk / "run"
+    with pytest.raises(OSError, match=sentence(run, "full: make room")) as raised:
+        train.fit(tiny, *tables, run)
+    assert type(raised.value.__cause__) is cause
+    states = [state.name for state in run.glob("state-*")]
+    assert states == [f"state-{step}"] * (step > 0)
+    # as long as it is full it says so
+    with pytest.raises(OSError, match=sentence(run, "full: make room")):
+        train.fit(tiny, *tables, run)
+    remount(disk, "size=64m")
+    train.fit(tiny, *tables, run)
+    assert_same(run, tmp_path / "run")
+
+
+def test_a_run_does_not_begin_on_a_full_disk(tiny, tables, disk):
+    leave(disk, 0)
+    with pytest.raises(OSError, match=sentence(disk / "run", "full: make room")):
+        train.fit(tiny, *tables, disk / "run")
+
+
+def test_a_read_only_disk_ends_a_run_whose_model_is_still_of_use(
+    tiny, tables, tmp_path, disk, at_step
+):
+    train.fit(tiny, *tables, tmp_path / "run")
+    at_step(4, lambda: remount(disk, "ro"))
+    run = disk / "run"
+    refused = sentence(run, "read-only: make it writable")
+    for fresh in (False, False, True):
+        with pytest.raises(OSError, match=refused):
+            train.fit(tiny, *tables, run, fresh)
+    predicted = predict.predict(model.load(run / "model.safetensors"), tables[1])
+    validation = pd.read_csv(run / "validation.csv")
+    np.testing.assert_allclose(predicted["pred_age"], validation["pred_age"], atol=1e-3)
+    remount(disk, "rw")
+    train.fit(tiny, *tables, run)
+    assert_same(run, tmp_path / "run")
+    # nothing has to be written to say that there is nothing to do
+    remount(disk, "ro")
+    assert len(train.fit(tiny, *tables, run)) == 3
+
+
+def test_an_error_that_the_disk_is_not_to_blame_for_is_left_alone(tmp_path):
+    for error in (RuntimeError("out of memory"), OSError(errno.EACCES, "not yours")):
+        with pytest.raises(type(error)) as raised, runs.writing(tmp_path):
+            raise error
+        assert raised.value is error
