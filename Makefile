@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
-.PHONY: run test notebooks lint lab sample clean
+.PHONY: run test notebooks lint lab sample bench clean
 
 run: $(SETUP)  ## the four notebooks in order, ending with a submission file
 	$(BIN)/python -m agelib
@@ -30,6 +30,9 @@ lab: $(SETUP)  ## the notebooks in JupyterLab
 
 sample: $(SETUP)  ## draws data/sample again
 	$(BIN)/python -m agelib.sample
+
+bench: $(SETUP)  ## how fast and how large, in twenty minutes; writes data/results
+	$(BIN)/python tests/benchmarks/speed.py
 
 $(SETUP): pyproject.toml
 	@echo "Installing into .venv, once; torch is large, so this takes some minutes."

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from agelib import env, loading, runs
-from agelib.model import N_AGES, AgeModel
+from agelib.model import N_AGES, AgeModel, folded
 from agelib.recipe import Recipe
 
 Trained = tuple[AgeModel, Recipe]
@@ -36,6 +36,7 @@ def distributions(
     """The predicted probability of each age 0..100: float32 (faces, 101)."""
     if table.empty:
         raise ValueError("There are no faces to predict: the table is empty.")
+    env.keep_freed_memory()
     several = [trained] if isinstance(trained[0], AgeModel) else trained
     device = env.device()
     total = np.zeros((len(table), N_AGES), dtype=np.float32)
@@ -63,7 +64,7 @@ def infer(
     Args:
         gather: makes a batch whole that several processes share.
     """
-    rows = []
+    rows, model = [], folded(model)
     precision = torch.float16 if device.type == "cuda" else None
     for images, _, _ in batches:
         images = images.to(device, non_blocking=True)

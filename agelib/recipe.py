@@ -12,7 +12,7 @@ class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `flip` and `grayscale` are probabilities.
+    are shares (0.1 is ten percent), `dropout`, `flip` and `grayscale` probabilities.
     """
 
     name: str
@@ -21,6 +21,9 @@ class Recipe:
     epochs: int
     # faces are learned at this size at first, growing to image_size by the last epoch
     first_size: int = 0
+    # the stem and so many stages keep their ImageNet weights: no gradients, less time
+    frozen_stages: int = 0
+    dropout: float = 0.0
     batch_size: int = 64
     # "distribution" predicts a share for each age 0..100, "regression" one number
     head: str = "distribution"

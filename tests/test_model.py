@@ -176,3 +176,36 @@ def test_a_checkpoint_of_another_model_is_named(untrained, tmp_path):
     model.save(untrained, replace(TINY, backbone="test_resnet.r160_in1k"), path)
     with pytest.raises(ValueError, match="does not hold a model that agelib saved"):
         model.load(path)
+
+
+def test_frozen_stages_learn_nothing_and_the_others_do(tiny):
+    made = model.create(replace(tiny, frozen_stages=2))
+    before = {k: v.clone() for k, v in made.backbone.state_dict().items()}
+    made.train()
+    optimizer = torch.optim.SGD(
+        [p for p in made.parameters() if p.requires_grad], lr=0.1
+    )
+    made(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).sum().backward()
+    optimizer.step()
+    changed = {
+        k.split(".")[0] + "." + k.split(".")[1]
+        for k, v in made.backbone.state_dict().items()
+        if not torch.equal(v, before[k])
+    }
+    # statistics of batch norms too: the stem and blocks 0 and 1 stay
+    assert not changed & {"conv_stem.weight", "blocks.0", "blocks.1"}
+    assert not any(k.startswith("bn1") for k in changed)
+    assert {"blocks.2", "blocks.3", "blocks.4", "classifier.weight"} <= changed
+
+
+def test_dropout_silences_outputs_in_training_only(tiny):
+    made = model.create(replace(tiny, dropout=0.5))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    made.eval()
+    assert torch.equal(made(images), made(images))
+    made.train()
+    made.backbone.requires_grad_(False)
+    for norm in made.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()
+    assert not torch.equal(made(images), made(images))

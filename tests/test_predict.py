@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,14 @@ def test_decode_adds_the_median_and_the_90_percent_interval():
 @pytest.fixture
 def trained(dataset):
     torch.manual_seed(0)
-    return model.create(TINY, pretrained=False).eval(), TINY
+    network = model.create(TINY, pretrained=False)
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            # as training leaves them; new ones do nothing
+            for numbers in (norm.weight, norm.bias, norm.running_mean):
+                torch.nn.init.normal_(numbers, mean=0.5, std=0.5)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    return network.eval(), TINY
 
 
 def by_hand(trained, table: pd.DataFrame, flip: bool) -> np.ndarray:
@@ -64,6 +72,26 @@ def test_distributions_are_those_of_each_face_in_the_tables_order(
     expected = by_hand(trained, table, flip)
     found = predict.distributions(trained, table, flip)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_prediction_folds_batch_norms_into_convolutions_of_a_copy(trained, dataset):
+    network, _ = trained
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    predict.distributions(trained, data.read_test(dataset))
+    assert before.keys() == network.state_dict().keys()
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    folded = model.folded(network)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+
+
+@torch.no_grad()
+def test_a_network_of_another_family_is_predicted_as_it_is():
+    other = replace(TINY, backbone="test_resnet.r160_in1k")
+    network = model.create(other, pretrained=False).eval()
+    faces = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(
+        model.folded(network).probabilities(faces), network.probabilities(faces)
+    )
 
 
 def test_the_recipe_decides_on_the_flip_unless_told(trained, dataset):
