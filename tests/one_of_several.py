@@ -1,9 +1,9 @@
 """Trains the tiny recipe as one of the processes that a launcher started.
 
-    accelerate launch --num_processes 2 one_of_several.py FACES RUN [frozen]
+    torchrun --nproc_per_node 2 one_of_several.py FACES RUN [frozen]
 
-Each process notes the faces of every step in RUN/rows-<process>.json, the losses and
-the validation error of every epoch as it saw them.
+Each process notes the faces of every step and the history of the epochs, as it saw
+them, in RUN/report-<process>.json. With `frozen` no batch norm learns.
 """
 
 import json

@@ -184,3 +184,20 @@ def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
     exif[0x0112] = 6
     upright.save(tmp_path / "turned.jpg", exif=exif)
     assert data.decode((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_large_image_is_reduced_but_not_below_the_size_that_is_enough(
+    tmp_path, suffix
+):
+    path = str(tmp_path / f"large{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (1000, 600), (200, 30, 90)).save(path, exif=exif)
+    assert data.read_image(path).size == (600, 1000)
+    reduced = data.read_image(path, 96)
+    assert 96 <= min(reduced.size) < 2 * 96
+    assert reduced.height > reduced.width
+    middle = reduced.getpixel((reduced.width // 2, reduced.height // 2))
+    assert middle == pytest.approx((200, 30, 90), abs=3)
+    assert data.read_image(path, 601).size == (600, 1000)

@@ -17,7 +17,7 @@ from agelib import metrics, model, predict
 HERE = Path(__file__).parent
 
 
-def launch(processes: int, *command: object, **environment: str) -> str:
+def launch(processes: int, *command: object) -> str:
     """What torch's launcher, which accelerate's uses, prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -28,7 +28,7 @@ def launch(processes: int, *command: object, **environment: str) -> str:
         [*launcher, *map(str, command)],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-3000:]
