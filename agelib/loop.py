@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -65,9 +66,8 @@ class Loop:
         workers = env.workers(device, accelerator.num_processes)
         faces = loading.Faces(train, recipe.image_size, augment=recipe)
         batches = loading.loader(faces, recipe.batch_size, workers)
-        held_out = loading.loader(
-            loading.Faces(validation, recipe.image_size), 64, workers
-        )
+        self.held_out_faces = loading.Faces(validation, recipe.image_size)
+        held_out = loading.loader(self.held_out_faces, 64, workers)
         # a resume brings its own weights, and may have no network to fetch others
         net = model.create(recipe, pretrained=not _states(folder))
         if accelerator.num_processes > 1 and device.type == "cuda":
@@ -174,7 +174,13 @@ class Loop:
         self.average.update(self.plain, self.updates)
 
     def finish_epoch(self, epoch: int) -> None:
-        """Judges the epoch, keeps it if it is the best, and tells about it."""
+        """Judges the epoch, keeps it if it is the best, and tells about it.
+
+        At the size that it learned: before it has seen larger faces, a network is years
+        off on them. The model that is kept predicts at that size.
+        """
+        learned = replace(self.recipe, image_size=self.recipe.size_in(epoch))
+        self.held_out_faces.set_size(learned.image_size)
         predicted = self.predict_validation()
         val_mae = metrics.mae(predicted)
         best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
@@ -195,7 +201,7 @@ class Loop:
         if self.main:
             if best:
                 path = self.folder / "model.safetensors"
-                model.save(self.average.module, self.recipe, path)
+                model.save(self.average.module, learned, path)
                 runs.write_csv(predicted, self.folder / "validation.csv")
             runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
         self.save_state()

@@ -12,7 +12,8 @@ class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `dropout`, `flip` and `grayscale` probabilities.
+    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
+    probabilities.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Recipe:
     shift: float = 0.05
     light: float = 0.2
     grayscale: float = 0.1
+    erasing: float = 0.0
     flip_at_test: bool = True
     # one of so many folds is held out for validation
     folds: int = 10

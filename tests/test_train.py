@@ -79,6 +79,17 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
 
 
+def test_an_epoch_is_judged_and_kept_at_the_size_that_it_learned(run, tables, tmp_path):
+    # the first epoch, of small faces, stays the best
+    ruined = {"learning_rate": 0.3, "schedule": "constant", "ema_decay": 0.0}
+    history = run(epochs=3, image_size=96, first_size=32, **ruined)
+    best = history["val_mae"].idxmin()
+    trained = model.load(tmp_path / "run" / "model.safetensors")
+    assert trained[1].image_size == [64, 64, 96][best] < 96
+    again = predict.predict(trained, tables[1])
+    assert metrics.mae(again) == pytest.approx(history["val_mae"].min(), abs=1e-3)
+
+
 def test_the_intervals_written_are_those_the_saved_model_gives(run, tables, tmp_path):
     history = run(head="regression")
     written = pd.read_csv(tmp_path / "run" / "validation.csv")
