@@ -84,21 +84,25 @@ _ORIGINAL = Recipe(
     grayscale=0.0,
     flip_at_test=False,
 )
+_GPU = Recipe(
+    "gpu",
+    "tf_efficientnetv2_s.in1k",
+    image_size=288,
+    first_size=160,
+    epochs=30,
+    dropout=0.2,
+    learning_rate=1e-3,
+    warmup_epochs=1,
+    ema_decay=0.999,
+)
 _CPU = Recipe("cpu", "tf_efficientnet_lite0.in1k", image_size=160, epochs=5)
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         _ORIGINAL,
-        Recipe(
-            "imagenet_only",
-            "tf_efficientnetv2_s.in1k",
-            image_size=224,
-            epochs=15,
-            learning_rate=1e-3,
-            warmup_epochs=1,
-            ema_decay=0.999,
-        ),
+        _GPU,
+        replace(_GPU, name="gpu_jft", backbone=_ORIGINAL.backbone),
         _CPU,
         replace(_CPU, name="quick", image_size=96, epochs=3),
         replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16, folds=4),
@@ -121,9 +125,9 @@ def default(n_faces: int, device: torch.device) -> Recipe:
     """The recipe that fits the data and the hardware.
 
     AGELIB_RECIPE names another. Otherwise fewer than 1,000 faces take `sample`, a GPU
-    takes `imagenet_only`, and a CPU takes `quick`: ten minutes on two cores.
+    takes `gpu`, and a CPU takes `quick`: ten minutes on two cores.
     """
-    fitting = "imagenet_only" if device.type == "cuda" else "quick"
+    fitting = "gpu" if device.type == "cuda" else "quick"
     return get(
         os.environ.get("AGELIB_RECIPE") or ("sample" if n_faces < 1000 else fitting)
     )
