@@ -104,7 +104,7 @@ RECIPES = {
         _GPU,
         replace(_GPU, name="gpu_jft", backbone=_ORIGINAL.backbone),
         _CPU,
-        replace(_CPU, name="quick", image_size=96, epochs=3),
+        replace(_CPU, name="quick", image_size=96, epochs=3, frozen_stages=3),
         replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16, folds=4),
     )
 }
