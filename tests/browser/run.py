@@ -2,7 +2,7 @@
 
 Opens each notebook in headless Chromium, runs all its cells, and fails if a cell did
 not run, an output is an error or a warning, a figure is not drawn or wider than the
-page, or a progress bar is not a widget. Saves a picture of each page in SCREENSHOTS.
+page, or a progress bar is not a widget. Saves pictures of each page in SCREENSHOTS.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 8912
-SECONDS = 600
+SECONDS, HEIGHT = 600, 1500
 SETTINGS = {
     # cells out of sight would not be part of the page otherwise
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
@@ -30,7 +32,7 @@ SETTINGS = {
 
 @contextmanager
 def jupyterlab(folder: Path, dark: bool):
-    """A JupyterLab on copies of the notebooks; gives its address."""
+    """A JupyterLab on copies of the notebooks, without outputs; gives its address."""
     settings = SETTINGS | {
         "@jupyterlab/apputils-extension/themes": {
             "theme": f"JupyterLab {'Dark' if dark else 'Light'}"
@@ -40,7 +42,13 @@ def jupyterlab(folder: Path, dark: bool):
         file = folder / "settings" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    shutil.copytree(REPOSITORY / "notebooks", folder / "notebooks")
+    (folder / "notebooks").mkdir()
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.update(outputs=[], execution_count=None)
+        nbformat.write(notebook, folder / "notebooks" / path.name)
     token = secrets.token_hex()
     environment = os.environ | {
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
@@ -61,7 +69,10 @@ def jupyterlab(folder: Path, dark: bool):
         yield f"http://127.0.0.1:{PORT}/lab/tree/{{}}?token={token}&reset"
     finally:
         server.terminate()
-        server.wait()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def _wait_for(server: subprocess.Popen, address: str, folder: Path) -> None:
@@ -76,14 +87,13 @@ def _wait_for(server: subprocess.Popen, address: str, folder: Path) -> None:
     raise RuntimeError(f"JupyterLab did not start:\n{(folder / 'log').read_text()}")
 
 
-def run_all(page, address: str, name: str, picture: Path) -> list[str]:
+def run_all(page, address: str, name: str, pictures: Path) -> list[str]:
     """Runs one notebook; what is wrong with its page."""
-    page.set_viewport_size({"width": 1280, "height": 900})
+    page.set_viewport_size({"width": 1280, "height": HEIGHT})
     page.goto(address.format(name))
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     page.get_by_text("Run", exact=True).click()
-    page.get_by_text("Restart Kernel and Run All Cells", exact=False).last.click()
-    page.get_by_role("button", name="Restart").click()
+    page.get_by_text("Run All Cells", exact=True).click()
     code = page.locator(".jp-CodeCell")
     bars, end = 0, time.monotonic() + SECONDS
     while time.monotonic() < end:
@@ -114,12 +124,12 @@ def run_all(page, address: str, name: str, picture: Path) -> list[str]:
             wrong.append(f"figure {number} is not drawn")
         elif right > edge + 1:
             wrong.append(f"figure {number} is {right - edge:.0f} pixels too wide")
-    height = page.locator(".jp-Notebook").evaluate(
-        "n => Math.max(...[n, ...n.querySelectorAll('*')].map(e => e.scrollHeight))"
-    )
-    page.set_viewport_size({"width": 1280, "height": min(height + 200, 16_000)})
-    page.wait_for_timeout(1000)
-    page.screenshot(path=picture)
+    notebook = page.locator(".jp-WindowedPanel-outer")
+    height = notebook.evaluate("n => n.scrollHeight")
+    for number, top in enumerate(range(0, height, HEIGHT - 200), 1):
+        notebook.evaluate("(n, top) => n.scrollTop = top", top)
+        page.wait_for_timeout(300)
+        page.screenshot(path=f"{pictures}-{number}.png")
     print(f"{name}: {len(ran)} cells, {len(figures)} figures, {len(wrong)} problems")
     return wrong
 
@@ -155,8 +165,8 @@ def main() -> None:
         every = sorted(p.name for p in (REPOSITORY / "notebooks").glob("*.ipynb"))
         for name in asked.notebooks or every:
             theme = "dark" if asked.dark else "light"
-            picture = asked.screenshots / f"{name.removesuffix('.ipynb')}-{theme}.png"
-            found = run_all(page, address, name, picture)
+            pictures = asked.screenshots / f"{name.removesuffix('.ipynb')}-{theme}"
+            found = run_all(page, address, name, pictures)
             wrong += [f"{name}: {problem}" for problem in found]
     if wrong:
         sys.exit("\n".join(wrong))
