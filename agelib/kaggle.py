@@ -77,7 +77,7 @@ def _dataset(owner: str, folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     _wheel(folder)
     for package in OTHER_PACKAGES:
-        _repack(package, folder)
+        repack(package, folder)
     missing = []
     backbones = {recipe.backbone for recipe in RECIPES.values()}
     for name in sorted(backbones):
@@ -115,7 +115,7 @@ def _wheel(folder: Path) -> None:
         )
 
 
-def _repack(package: str, folder: Path) -> None:
+def repack(package: str, folder: Path) -> None:
     """Makes a wheel again of an installed package in pure Python."""
     installed = distribution(package)
     wheel = folder / f"{package}-{installed.version}-py3-none-any.whl"
