@@ -68,8 +68,8 @@ def data_folder() -> Path:
 _ADVICE = {
     "Kaggle": f"With 'Add Input', attach the competition {COMPETITION}",
     "Colab": "Put the faces into a folder of /content or of your mounted Drive, set "
-    "AGELIB_DATA to where they are, or add KAGGLE_USERNAME and KAGGLE_KEY to the "
-    "notebook's secrets",
+    "AGELIB_DATA to where they are, or add your Kaggle account's KAGGLE_API_TOKEN to "
+    "the notebook's secrets",
     "local": "Set AGELIB_DATA to your faces, or draw the bundled sample again with: "
     "python -m agelib.sample",
 }

@@ -186,7 +186,7 @@ def colab(tmp_path, monkeypatch):
 
 
 def test_on_colab_the_faces_lie_in_content_or_in_the_mounted_drive(colab, dataset):
-    with pytest.raises(FileNotFoundError, match=r"/content .*Drive.*KAGGLE_KEY"):
+    with pytest.raises(FileNotFoundError, match=r"/content .*Drive.*KAGGLE_API_TOKEN"):
         env.data_folder()
     drive = colab / "drive" / "MyDrive"
     shutil.copytree(dataset, drive / "my faces")

