@@ -118,7 +118,8 @@ def _wheel(folder: Path) -> None:
 def repack(package: str, folder: Path) -> None:
     """Makes a wheel again of an installed package in pure Python."""
     installed = distribution(package)
-    wheel = folder / f"{package}-{installed.version}-py3-none-any.whl"
+    name = package.replace("-", "_")
+    wheel = folder / f"{name}-{installed.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in installed.files:
             # scripts lie outside

@@ -126,10 +126,14 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """The sample in the competition's layout, which has no solution."""
+    """Half of the sample in the competition's layout, which has no solution."""
     folder = tmp_path_factory.mktemp("competition") / "faces_dataset"
     place(ROOT / "data" / "sample", folder)
-    (folder / "solution.csv").unlink(missing_ok=True)
+    (folder / "solution.csv").unlink()
+    half = pd.read_csv(folder / "train.csv").iloc[::2]
+    # another file, for this one is a link to the sample's
+    (folder / "train.csv").unlink()
+    half.to_csv(folder / "train.csv", index=False)
     return folder
 
 
