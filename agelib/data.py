@@ -52,8 +52,8 @@ def read_test(folder: Path) -> pd.DataFrame:
 def read_validation(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
     """The held-out faces with the predictions that a training wrote.
 
-    They are looked for where `faces`, as `read_train` gives them, has them: the training
-    may have been another session's, which had them elsewhere.
+    Their paths are those in `faces`, as `read_train` gives them: the training may have
+    been another session's, which had them elsewhere.
 
     Raises:
         ValueError: if a face of the file is not among `faces`.
