@@ -47,7 +47,7 @@ def main(save: bool = False) -> None:
             nbformat.write(notebook, path)
     error = metrics.mae(pd.read_csv(run / "validation.csv"))
     print(f"\nValidation error   {error:.2f} years")
-    print(f"Submission         {run / 'submission.csv'}")
+    print(f"Submission         {env.submission_file(run)}")
     print(f"Notebooks to read  {run / '0*.html'}")
 
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 import pandas as pd
 import torch
 
+from agelib import env
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -125,9 +127,13 @@ def default(n_faces: int, device: torch.device) -> Recipe:
     """The recipe that fits the data and the hardware.
 
     AGELIB_RECIPE names another. Otherwise fewer than 1,000 faces take `sample`, a GPU
-    takes `gpu`, and a CPU takes `quick`: ten minutes on two cores.
+    takes `gpu`, and a CPU takes `quick`: ten minutes on two cores. Where weights are
+    attached, but not those of `gpu`, a GPU takes `cpu`.
     """
     fitting = "gpu" if device.type == "cuda" else "quick"
+    attached = env.weights_folder()
+    if fitting == "gpu" and attached and not any(attached.glob(f"{_GPU.backbone}.*")):
+        fitting = "cpu"
     return get(
         os.environ.get("AGELIB_RECIPE") or ("sample" if n_faces < 1000 else fitting)
     )

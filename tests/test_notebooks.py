@@ -58,12 +58,16 @@ def test_a_notebook_only_uses_what_agelib_defines(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_imports_once_then_sets_its_parameters(name):
-    first, second, *others = cells(name, "code")
-    assert "import" in first.source
+    _, first, second, *others = cells(name, "code")
+    assert "from agelib import" in first.source
     assert not [c for c in others if re.search(r"^\s*(import|from) ", c.source, re.M)]
     assigned = re.findall(r"^(\w+)[\w, ]* = ", second.source, re.M)
     assert assigned
     assert all(variable.isupper() for variable in assigned)
+
+
+def test_all_notebooks_begin_with_the_same_cell():
+    assert len({cells(name, "code")[0].source for name in NAMES}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,10 +29,16 @@ def test_recipes_carry_their_own_names_and_cannot_be_changed():
         recipe.get("cpu").epochs = 1
 
 
-def test_the_default_follows_data_hardware_and_the_environment(monkeypatch):
+def test_the_default_follows_data_hardware_weights_and_the_environment(
+    monkeypatch, tmp_path
+):
     monkeypatch.delenv("AGELIB_RECIPE", raising=False)
     assert recipe.default(240, CUDA).name == "sample"
     assert recipe.default(20_000, CPU).name == "quick"
+    assert recipe.default(20_000, CUDA).name == "gpu"
+    monkeypatch.setenv("AGELIB_WEIGHTS", str(tmp_path))
+    assert recipe.default(20_000, CUDA).name == "cpu"
+    (tmp_path / "tf_efficientnetv2_s.in1k.safetensors").touch()
     assert recipe.default(20_000, CUDA).name == "gpu"
     monkeypatch.setenv("AGELIB_RECIPE", "original")
     assert recipe.default(240, CPU).name == "original"
