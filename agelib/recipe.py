@@ -86,18 +86,34 @@ _ORIGINAL = Recipe(
     grayscale=0.0,
     flip_at_test=False,
 )
+_QUICK = Recipe(
+    "quick",
+    "tf_efficientnet_lite0.in1k",
+    image_size=96,
+    epochs=3,
+    frozen_stages=3,
+)
+# a longer training sees each face more often, and can bear that it changes more
+_LONGER = {
+    "epochs": 30,
+    "first_size": 96,
+    "dropout": 0.2,
+    "ema_decay": 0.999,
+    "rotation": 15.0,
+    "zoom": 0.15,
+    "shift": 0.06,
+    "light": 0.3,
+    "erasing": 0.3,
+}
+_CPU = replace(_QUICK, name="cpu", image_size=192, **_LONGER)
 _GPU = Recipe(
     "gpu",
     "tf_efficientnetv2_s.in1k",
     image_size=288,
-    first_size=160,
-    epochs=30,
-    dropout=0.2,
     learning_rate=1e-3,
     warmup_epochs=1,
-    ema_decay=0.999,
+    **_LONGER,
 )
-_CPU = Recipe("cpu", "tf_efficientnet_lite0.in1k", image_size=160, epochs=5)
 
 RECIPES = {
     recipe.name: recipe
@@ -106,8 +122,10 @@ RECIPES = {
         _GPU,
         replace(_GPU, name="gpu_jft", backbone=_ORIGINAL.backbone),
         _CPU,
-        replace(_CPU, name="quick", image_size=96, epochs=3, frozen_stages=3),
-        replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16, folds=4),
+        _QUICK,
+        replace(
+            _QUICK, name="sample", epochs=12, batch_size=16, frozen_stages=0, folds=4
+        ),
     )
 }
 
