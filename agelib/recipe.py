@@ -91,7 +91,6 @@ _QUICK = Recipe(
     "tf_efficientnet_lite0.in1k",
     image_size=96,
     epochs=3,
-    frozen_stages=3,
 )
 # a longer training sees each face more often, and can bear that it changes more
 _LONGER = {
@@ -105,7 +104,7 @@ _LONGER = {
     "light": 0.3,
     "erasing": 0.3,
 }
-_CPU = replace(_QUICK, name="cpu", image_size=192, **_LONGER)
+_CPU = replace(_QUICK, name="cpu", image_size=192, frozen_stages=3, **_LONGER)
 _GPU = Recipe(
     "gpu",
     "tf_efficientnetv2_s.in1k",
@@ -123,9 +122,7 @@ RECIPES = {
         replace(_GPU, name="gpu_jft", backbone=_ORIGINAL.backbone),
         _CPU,
         _QUICK,
-        replace(
-            _QUICK, name="sample", epochs=12, batch_size=16, frozen_stages=0, folds=4
-        ),
+        replace(_QUICK, name="sample", epochs=12, batch_size=16, folds=4),
     )
 }
 
