@@ -22,8 +22,9 @@ from agelib.recipe import RECIPES
 
 # the set-up cell of the notebooks looks for a folder of this name
 DATASET = "agelib-offline"
-# what agelib imports and the images of Kaggle or Colab may lack
-OTHER_PACKAGES = ("imagehash",)
+# what agelib imports and an image lacks, imagehash on Colab, or has too old: Kaggle had
+# seaborn 0.12
+OTHER_PACKAGES = ("imagehash", "seaborn")
 
 
 def build(owner: str, folder: Path) -> list[str]:

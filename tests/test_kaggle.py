@@ -106,8 +106,9 @@ def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
     assert names == {
         f"agelib/{path.name}" for path in (env.REPOSITORY / "agelib").glob("*.py")
     }
-    (other,) = folder.glob("imagehash-*.whl")
-    assert "imagehash/__init__.py" in zipfile.ZipFile(other).namelist()
+    for package in ("imagehash", "seaborn"):
+        (other,) = folder.glob(f"{package}-*-py3-none-any.whl")
+        assert f"{package}/__init__.py" in zipfile.ZipFile(other).namelist()
     name = "tf_efficientnet_lite0.in1k"
     stored = load_file(folder / f"{name}.safetensors")
     expected = model.pretrained_backbone(name).state_dict()

@@ -71,7 +71,7 @@ def link_packages(lacking: set[str], folder: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [Requirement(r) for r in project["dependencies"]]
     wanted += [Requirement(r) for r in ("ipykernel", "ipywidgets", "pip")]
-    seen = set(lacking)
+    seen = set()
     while wanted:
         requirement = wanted.pop()
         applies = requirement.marker is None or requirement.marker.evaluate()
@@ -83,6 +83,8 @@ def link_packages(lacking: set[str], folder: Path) -> None:
         wanted += [
             Requirement(r) for r in package.requires or [] if "extra ==" not in r
         ]
+        if name in lacking:
+            continue
         for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
             link = folder / top
             if not link.exists():
