@@ -190,6 +190,24 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert told.count("each batch in 4 parts of at most 2 faces") == 2
 
 
+def test_processes_that_run_out_of_memory_are_started_anew(
+    tiny, tables, tmp_path, monkeypatch
+):
+    """With a stand-in for the launcher, which wraps what a process raised."""
+    parts = []
+
+    def launch(function, arguments, num_processes):
+        parts.append(arguments[-2])
+        if len(parts) == 1:
+            raise RuntimeError("An issue was found ...: CUDA out of memory. Tried ...")
+        function(*arguments)
+
+    monkeypatch.setattr(train, "notebook_launcher", launch)
+    history = train.fit(tiny, *tables, tmp_path / "run", processes=2)
+    assert parts == [1, 2]
+    assert history["epoch"].tolist() == [1, 2, 3]
+
+
 def test_memory_too_small_for_two_faces_is_an_error(run, monkeypatch):
     too_small_for(1, [], monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError):
