@@ -74,21 +74,22 @@ def link_packages(lacking: set[str], folder: Path) -> None:
     seen = set()
     while wanted:
         requirement = wanted.pop()
-        applies = requirement.marker is None or requirement.marker.evaluate()
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        if name in seen or not applies:
-            continue
-        seen.add(name)
         package = importlib.metadata.distribution(name)
-        wanted += [
-            Requirement(r) for r in package.requires or [] if "extra ==" not in r
-        ]
-        if name in lacking:
-            continue
-        for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
-            link = folder / top
-            if not link.exists():
-                link.symlink_to(package.locate_file(top))
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                needed = [Requirement(r) for r in package.requires or []]
+                wanted += [
+                    r
+                    for r in needed
+                    if r.marker is None or r.marker.evaluate({"extra": extra})
+                ]
+        if name not in lacking:
+            for top in {file.parts[0] for file in package.files}:
+                link = folder / top
+                if top not in ("..", "__pycache__") and not link.exists():
+                    link.symlink_to(package.locate_file(top))
 
 
 def machine(folder: Path, lacking: set[str]) -> Path:
