@@ -31,6 +31,8 @@ def use_sharp_figures() -> None:
 
     As JPEG: IPython's own 'retina' figures are PNG, three times as large with photos.
     """
+    # loaded with the first figure, the notebooks' backend would choose formats again
+    plt.switch_backend(plt.get_backend())
     formatters = get_ipython().display_formatter.formatters
     formatters["image/png"].pop(Figure, None)
     formatters["image/jpeg"].for_type(Figure, _sharp)

@@ -1,13 +1,16 @@
 """The notebooks keep the rules that make them pleasant to read."""
 
 import ast
+import base64
 import itertools
 import re
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 
 import nbformat
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = ["01_eda", "02_training", "03_validation", "04_submission"]
@@ -112,3 +115,17 @@ def test_the_kernel_is_the_one_every_machine_has(name):
 def test_committed_outputs_tell_no_path_of_a_machine(name):
     text = (FOLDER / f"{name}.ipynb").read_text()
     assert not re.search(r"/(home|root|tmp|Users|work)/", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_have_two_pixels_a_point(name):
+    outputs = [o for c in cells(name, "code") for o in c.outputs]
+    pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
+    assert pictures
+    assert not [o for o in outputs if "image/png" in o.get("data", {})]
+    for output in pictures:
+        jpeg = base64.b64decode(output.data["image/jpeg"])
+        width = output.metadata["image/jpeg"]["width"]
+        assert Image.open(BytesIO(jpeg)).width // 2 == width
+        # not wider than a page
+        assert width <= 1000
