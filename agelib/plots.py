@@ -10,8 +10,6 @@ from io import BytesIO
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from IPython import get_ipython
-from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -31,6 +29,9 @@ def use_sharp_figures() -> None:
 
     As JPEG: IPython's own 'retina' figures are PNG, three times as large with photos.
     """
+    # in notebooks alone, which bring it along
+    from IPython import get_ipython
+
     # loaded with the first figure, the notebooks' backend would choose formats again
     plt.switch_backend(plt.get_backend())
     formatters = get_ipython().display_formatter.formatters
@@ -39,9 +40,11 @@ def use_sharp_figures() -> None:
 
 
 def _sharp(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    jpeg = print_figure(figure, "jpeg", dpi=200, pil_kwargs={"quality": 70})
-    width, height = Image.open(BytesIO(jpeg)).size
-    return jpeg, {"width": width // 2, "height": height // 2}
+    jpeg = BytesIO()
+    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 70}}
+    figure.savefig(jpeg, format="jpeg", **options)
+    width, height = Image.open(jpeg).size
+    return jpeg.getvalue(), {"width": width // 2, "height": height // 2}
 
 
 def age_histogram(

@@ -36,6 +36,33 @@ def averaged(several: list[Trained]) -> Trained:
     return soup, recipe
 
 
+def compare(runs: list[Path], faces: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
+    """One row a way to read ages off the runs' models."""
+    several = {run.name: model.load(run / "model.safetensors") for run in runs}
+    predicted, together = {}, []
+    for name, trained in several.items():
+        own = trained[1].image_size
+        for flip in (False, True):
+            predicted[name, own, flip] = predict.distributions(trained, faces, flip)
+        together.append(predicted[name, own, True])
+        for size in sizes:
+            other = trained[0], replace(trained[1], image_size=size)
+            predicted[name, size, True] = predict.distributions(other, faces, True)
+    if len(several) > 1:
+        predicted["together", 0, True] = np.mean(together, axis=0)
+        if len({trained[1].backbone for trained in several.values()}) == 1:
+            soup = averaged(list(several.values()))
+            p = predict.distributions(soup, faces, True)
+            predicted["averaged weights", soup[1].image_size, True] = p
+    rows = []
+    for (name, size, flip), p in predicted.items():
+        for decoding, table in decoded(faces, p).items():
+            summary = metrics.summary(table)[["mae", "low", "high", "within_5", "bias"]]
+            way = {"model": name, "size": size, "flip": flip, "decoding": decoding}
+            rows.append(way | dict(summary))
+    return pd.DataFrame(rows).round(3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
@@ -43,37 +70,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[])
     asked = parser.parse_args()
     faces = data.split(data.read_train(asked.dataset), 10, seed=0)
-    faces = faces[faces["fold"] == 0]
-    rows, together = [], {False: [], True: []}
-
-    def add(name: str, trained: Trained, flip: bool, decodings: tuple) -> np.ndarray:
-        p = predict.distributions(trained, faces, flip)
-        note(name, p, trained[1].image_size, flip, decodings)
-        return p
-
-    def note(name: str, p: np.ndarray, size: object, flip: bool, decodings: tuple):
-        tables = decoded(faces, p)
-        for decoding in decodings:
-            summary = metrics.summary(tables[decoding])
-            row = {"model": name, "size": size, "flip": flip, "decoding": decoding}
-            rows.append(row | dict(summary[["mae", "low", "high", "within_5", "bias"]]))
-
-    several = [model.load(run / "model.safetensors") for run in asked.runs]
-    for run, trained in zip(asked.runs, several, strict=True):
-        for flip in (False, True):
-            decodings = ("median", "mean", "mode") if flip else ("median",)
-            together[flip].append(add(run.name, trained, flip, decodings))
-        for size in asked.sizes:
-            other = trained[0], replace(trained[1], image_size=size)
-            add(run.name, other, True, ("median",))
-    if len(several) > 1:
-        sizes = "/".join(sorted({str(trained[1].image_size) for trained in several}))
-        for flip, distributions in together.items():
-            p = np.mean(distributions, axis=0)
-            note("together", p, sizes, flip, ("median", "mean"))
-        if len({trained[1].backbone for trained in several}) == 1:
-            add("averaged weights", averaged(several), True, ("median",))
-    table = pd.DataFrame(rows).round(3)
+    table = compare(asked.runs, faces[faces["fold"] == 0], asked.sizes)
     table.to_csv(asked.runs[0].parent / "decoding.csv", index=False)
     print(table.to_string())
 
