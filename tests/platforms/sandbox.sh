@@ -6,6 +6,8 @@
 #
 #   unshare --map-root-user --net --mount sandbox.sh MOCK WRITABLE COMMAND...
 set -eu
+# where chroot lies, which users' own paths may lack
+PATH=$PATH:/usr/sbin:/sbin
 mock=$1 writable=$2
 shift 2
 root=$mock.root
