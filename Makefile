@@ -4,17 +4,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
-.PHONY: run test notebooks lint lab sample bench clean
+.PHONY: run test test-platforms notebooks lint lab kaggle sample bench clean
 
-run: $(SETUP)  ## the four notebooks in order, ending with a submission file
+run: $(SETUP)  ## the notebooks in order: a submission file, and ages on a photo
 	$(BIN)/python -m agelib
 
 # The notebooks are tested on the bundled sample, with a run folder of their own.
 test: $(SETUP) lint  ## every test, then the notebooks against their committed outputs
-	$(BIN)/python -m pytest tests --cov=agelib --cov-fail-under=90
+	$(BIN)/python -m pytest tests --ignore=tests/platforms --cov=agelib --cov-fail-under=90
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+test-platforms: $(SETUP)  ## the notebooks on a pretended Kaggle and a pretended Colab
+	$(BIN)/python -m pytest tests/platforms -rs
 
 notebooks: $(SETUP)  ## runs the notebooks on the sample and keeps their outputs
 	rm -rf build/runs
@@ -27,6 +30,9 @@ lint: $(SETUP)
 
 lab: $(SETUP)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+kaggle: $(SETUP)  ## builds dist/kaggle: make kaggle OWNER=your-name-on-kaggle
+	$(BIN)/python -m agelib.kaggle $(OWNER)
 
 sample: $(SETUP)  ## draws data/sample again
 	$(BIN)/python -m agelib.sample

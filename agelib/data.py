@@ -49,6 +49,26 @@ def read_test(folder: Path) -> pd.DataFrame:
     return check_images(table.drop(columns="age"))
 
 
+def read_validation(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
+    """The held-out faces with the predictions that a training wrote.
+
+    Their paths are those in `faces`, as `read_train` gives them: the training may have
+    been another session's, which had them elsewhere.
+
+    Raises:
+        ValueError: if a face of the file is not among `faces`.
+    """
+    table = pd.read_csv(csv, dtype={"file_id": str})
+    table["path"] = table["file_id"].map(faces.set_index("file_id")["path"])
+    missing = table["file_id"][table["path"].isna()]
+    if len(missing):
+        raise ValueError(
+            f"{csv} is of other faces: {missing.iloc[0]} is not in train.csv. Run "
+            "02_training.ipynb with the same AGELIB_DATA."
+        )
+    return table
+
+
 def _read_ids(csv: Path, images: Path) -> pd.DataFrame:
     if not csv.is_file():
         raise FileNotFoundError(f"No table {csv}: it should list file_id,age.")

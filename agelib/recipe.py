@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, fields, replace
 import pandas as pd
 import torch
 
+from agelib import env
+
 
 @dataclass(frozen=True)
 class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `dropout`, `flip` and `grayscale` probabilities.
+    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
+    probabilities.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Recipe:
     shift: float = 0.05
     light: float = 0.2
     grayscale: float = 0.1
+    erasing: float = 0.0
     flip_at_test: bool = True
     # one of so many folds is held out for validation
     folds: int = 10
@@ -82,24 +86,43 @@ _ORIGINAL = Recipe(
     grayscale=0.0,
     flip_at_test=False,
 )
-_CPU = Recipe("cpu", "tf_efficientnet_lite0.in1k", image_size=160, epochs=5)
+_QUICK = Recipe(
+    "quick",
+    "tf_efficientnet_lite0.in1k",
+    image_size=96,
+    epochs=3,
+)
+# a longer training sees each face more often, and can bear that it changes more
+_LONGER = {
+    "epochs": 30,
+    "first_size": 96,
+    "dropout": 0.2,
+    "ema_decay": 0.999,
+    "rotation": 15.0,
+    "zoom": 0.15,
+    "shift": 0.06,
+    "light": 0.3,
+    "erasing": 0.3,
+}
+_CPU = replace(_QUICK, name="cpu", image_size=192, frozen_stages=3, **_LONGER)
+_GPU = Recipe(
+    "gpu",
+    "tf_efficientnetv2_s.in1k",
+    image_size=288,
+    learning_rate=1e-3,
+    warmup_epochs=1,
+    **_LONGER,
+)
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         _ORIGINAL,
-        Recipe(
-            "imagenet_only",
-            "tf_efficientnetv2_s.in1k",
-            image_size=224,
-            epochs=15,
-            learning_rate=1e-3,
-            warmup_epochs=1,
-            ema_decay=0.999,
-        ),
+        _GPU,
+        replace(_GPU, name="gpu_jft", backbone=_ORIGINAL.backbone),
         _CPU,
-        replace(_CPU, name="quick", image_size=96, epochs=3),
-        replace(_CPU, name="sample", image_size=96, epochs=12, batch_size=16, folds=4),
+        _QUICK,
+        replace(_QUICK, name="sample", epochs=12, batch_size=16, folds=4),
     )
 }
 
@@ -119,9 +142,13 @@ def default(n_faces: int, device: torch.device) -> Recipe:
     """The recipe that fits the data and the hardware.
 
     AGELIB_RECIPE names another. Otherwise fewer than 1,000 faces take `sample`, a GPU
-    takes `imagenet_only`, and a CPU takes `quick`: ten minutes on two cores.
+    takes `gpu`, and a CPU takes `quick`: ten minutes on two cores. Where weights are
+    attached, but not those of `gpu`, a GPU takes `cpu`.
     """
-    fitting = "imagenet_only" if device.type == "cuda" else "quick"
+    fitting = "gpu" if device.type == "cuda" else "quick"
+    attached = env.weights_folder()
+    if fitting == "gpu" and attached and not any(attached.glob(f"{_GPU.backbone}.*")):
+        fitting = "cpu"
     return get(
         os.environ.get("AGELIB_RECIPE") or ("sample" if n_faces < 1000 else fitting)
     )

@@ -107,7 +107,9 @@ def plan_sample(
     return train, test
 
 
-def draw_wall(ages: Sequence[float], seed: int = 0) -> Image.Image:
+def draw_wall(
+    ages: Sequence[float] = (4, 11, 19, 28, 37, 49, 63, 81), seed: int = 0
+) -> Image.Image:
     """A photo of a wall with a drawn portrait of each age, in two rows, none straight.
 
     An example for those who have no photo of people at hand: some portraits are large,
@@ -120,6 +122,8 @@ def draw_wall(ages: Sequence[float], seed: int = 0) -> Image.Image:
     for number, age in enumerate(ages):
         face = ImageOps.expand(draw_face(age, rng), 14, "#f4f1ea")
         frame = ImageOps.expand(face, 6, "#5b4636").convert("RGBA")
+        # a transparent margin, for smooth edges when it is turned
+        frame = ImageOps.expand(frame, 2, (0, 0, 0, 0))
         side = round(rng.uniform(150, 240))
         frame = frame.resize((side, side), Image.Resampling.LANCZOS)
         frame = frame.rotate(

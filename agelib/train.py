@@ -7,12 +7,16 @@ machines as the launcher starts processes.
 """
 
 import argparse
+import math
+import os
+import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from agelib import data, env, recipe
 from agelib.loop import Loop
@@ -26,12 +30,17 @@ def fit(
     folder: Path,
     fresh: bool = False,
     processes: int = 1,
+    time_limit: float = math.inf,
 ) -> pd.DataFrame:
     """Trains the recipe and keeps the epoch with the least validation error.
 
     Goes on from the last saved state, at most some minutes back, if the folder holds an
     unfinished run of the same recipe and faces. An interrupt (Ctrl-C, or the stop
     button of a notebook) ends it with the epochs that are complete.
+
+    A batch that does not fit into the GPU's memory is computed in two parts whose
+    gradients are added up, or in four, and so on: the recipe's choices stay, except
+    that batch norm sees a part at a time.
 
     Writes `model.safetensors`, `recipe.json`, `history.csv` and `validation.csv` (the
     validation table with predictions) into the folder.
@@ -42,6 +51,8 @@ def fit(
         fresh: set an earlier run's files aside as `<folder>.old-N` and start over.
         processes: how many to start, each with a GPU of its own; they share every batch
             of the recipe, so that the outcome is that of one process.
+        time_limit: hours. An epoch that would not end in time is not begun; a twentieth
+            of the limit, at most ten minutes, is left for what follows the training.
     Returns:
         The history, one row an epoch: `epoch` from 1, `train_loss`, `val_mae` in years,
         `lr`, `seconds`.
@@ -49,16 +60,38 @@ def fit(
         ValueError: if the folder holds a run of another recipe or of other faces.
         FloatingPointError: if the loss is not finite.
         OSError: if the folder can't be written, or its disk is full.
+        TimeoutError: if the limit ends before one epoch is complete.
         KeyboardInterrupt: if interrupted before one epoch is complete.
     """
-    if processes > 1:
-        # an earlier fit of this process left its state of one process
-        AcceleratorState._reset_state(True)
-        # progress bars are widgets of the notebook's own process
-        arguments = (recipe, train, validation, folder, fresh, False)
-        notebook_launcher(_run, arguments, num_processes=processes)
-        return pd.read_csv(folder / "history.csv")
-    return _run(recipe, train, validation, folder, fresh)
+    limit = 3600 * time_limit
+    deadline = time.perf_counter() + limit - min(limit / 20, 600)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    share = recipe.batch_size // (processes * launched)
+    # progress bars are widgets of the notebook's own process
+    bar, parts = processes == 1, 1
+    while True:
+        run = (recipe, train, validation, folder, fresh, bar, parts, deadline)
+        try:
+            if processes == 1:
+                return _run(*run)
+            # an earlier fit of this process left its state of one process
+            AcceleratorState._reset_state(True)
+            notebook_launcher(_run, run, num_processes=processes)
+            return pd.read_csv(folder / "history.csv")
+        except RuntimeError as error:
+            parts *= 2
+            # one of several that a launcher started can't try again by itself, and
+            # batch norm can't do with one face
+            again = launched == 1 and parts <= share // 2
+            if not (again and should_reduce_batch_size(error)):
+                raise
+        # outside of the except clause, for the error holds on to the memory
+        clear_device_cache(garbage_collection=True)
+        fresh = False
+        print(
+            f"Out of memory: going on with each batch in {parts} parts of at most "
+            f"{-(-share // parts)} faces."
+        )
 
 
 def _run(recipe: Recipe, *others) -> pd.DataFrame:
@@ -80,7 +113,14 @@ def main() -> None:
     faces = data.split(faces, chosen.folds, chosen.seed)
     held_out = faces["fold"] == 0
     folder = env.run_folder(chosen.name)
-    fit(chosen, faces[~held_out], faces[held_out], folder, asked.fresh)
+    fit(
+        chosen,
+        faces[~held_out],
+        faces[held_out],
+        folder,
+        asked.fresh,
+        time_limit=env.time_limit_hours(),
+    )
 
 
 if __name__ == "__main__":

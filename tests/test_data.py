@@ -201,3 +201,13 @@ def test_a_large_image_is_reduced_but_not_below_the_size_that_is_enough(
     middle = reduced.getpixel((reduced.width // 2, reduced.height // 2))
     assert middle == pytest.approx((200, 30, 90), abs=3)
     assert data.read_image(path, 601).size == (600, 1000)
+
+
+def test_held_out_faces_are_found_where_they_lie_now(dataset, tmp_path):
+    faces = data.read_train(dataset)
+    written = faces.iloc[[3, 1]].assign(path="/elsewhere/" + faces["file_id"])
+    written.to_csv(tmp_path / "validation.csv", index=False)
+    found = data.read_validation(tmp_path / "validation.csv", faces)
+    assert found["path"].tolist() == faces["path"].iloc[[3, 1]].tolist()
+    with pytest.raises(ValueError, match=r"image_3\.jpg is not in train\.csv"):
+        data.read_validation(tmp_path / "validation.csv", faces.drop(index=3))

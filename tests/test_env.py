@@ -1,7 +1,11 @@
+import math
 import os
+import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -145,3 +149,105 @@ def test_loader_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert env.workers(CUDA) == 2
     assert env.workers(CPU) == 1
+
+
+@pytest.mark.parametrize(
+    "mounted", ["training", "notebooks/anna/training"], ids=["earlier", "since 2026"]
+)
+def test_on_kaggle_a_run_starts_as_a_copy_of_the_attached_one(kaggle, mounted):
+    attached = kaggle / "input" / mounted / "runs" / "cpu" / "state-9"
+    attached.mkdir(parents=True)
+    (attached / "step").write_text("9")
+    (attached / "step").chmod(0o444)
+    copied = env.run_folder("cpu") / "state-9" / "step"
+    assert copied.read_text() == "9"
+    copied.write_text("10")
+    # what this session did stays
+    assert (env.run_folder("cpu") / "state-9" / "step").read_text() == "10"
+    assert not list(env.run_folder("quick").iterdir())
+
+
+def test_the_submission_lies_in_the_run_and_on_kaggle_where_it_looks(
+    kaggle, tmp_path, monkeypatch
+):
+    assert env.submission_file(tmp_path / "run") == kaggle / "working/submission.csv"
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    assert env.submission_file(tmp_path / "run") == tmp_path / "run/submission.csv"
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """Colab with nothing mounted and agelib installed: there is no clone."""
+    monkeypatch.setattr(env, "COLAB", tmp_path / "content")
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "content")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    return tmp_path / "content"
+
+
+def test_on_colab_the_faces_lie_in_content_or_in_the_mounted_drive(colab, dataset):
+    with pytest.raises(FileNotFoundError, match=r"/content .*Drive.*KAGGLE_API_TOKEN"):
+        env.data_folder()
+    drive = colab / "drive" / "MyDrive"
+    shutil.copytree(dataset, drive / "my faces")
+    assert env.data_folder() == drive / "my faces"
+    shutil.copytree(dataset, colab / "faces_dataset")
+    assert env.data_folder() == colab / "faces_dataset"
+
+
+def test_on_colab_kagglehub_brings_the_faces_if_it_knows_an_account(
+    colab, dataset, monkeypatch, tmp_path
+):
+    """With stand-ins for kagglehub's two functions, of the same names."""
+    shutil.copytree(dataset, tmp_path / "cache" / "content" / "faces_dataset")
+    hub, config = ModuleType("kagglehub"), ModuleType("kagglehub.config")
+    hub.__spec__ = ModuleSpec("kagglehub", None)
+    asked = []
+    hub.competition_download = lambda name: asked.append(name) or tmp_path / "cache"
+    config.get_kaggle_credentials = lambda: None
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    monkeypatch.setitem(sys.modules, "kagglehub.config", config)
+    with pytest.raises(FileNotFoundError, match="secrets"):
+        env.data_folder()
+    config.get_kaggle_credentials = lambda: ("anna", "key")
+    assert env.data_folder() == tmp_path / "cache" / "content" / "faces_dataset"
+    assert asked == ["smai-24-age-prediction"]
+
+
+def test_weights_lie_in_the_chosen_folder_or_beside_the_wheel(tmp_path, monkeypatch):
+    assert env.weights_folder() is None
+    monkeypatch.setattr(env, "_HOME", tmp_path / "agelib-1.0-py3-none-any.whl")
+    assert env.weights_folder() == tmp_path
+    monkeypatch.setenv("AGELIB_WEIGHTS", str(tmp_path / "mine"))
+    assert env.weights_folder() == tmp_path / "mine"
+
+
+def test_the_shipped_model_lies_in_the_clone_or_beside_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone")
+    with pytest.raises(
+        FileNotFoundError, match=r"data/checkpoints/lite0\.safetensors: "
+    ):
+        env.shipped_model()
+    monkeypatch.setattr(env, "_HOME", tmp_path / "agelib-1.0-py3-none-any.whl")
+    with pytest.raises(FileNotFoundError, match="set AGELIB_WEIGHTS to it"):
+        env.shipped_model()
+    beside = tmp_path / "lite0.safetensors"
+    beside.touch()
+    assert env.shipped_model() == beside
+    in_clone = tmp_path / "clone" / "data" / "checkpoints" / "lite0.safetensors"
+    in_clone.parent.mkdir(parents=True)
+    in_clone.touch()
+    assert env.shipped_model() == in_clone
+
+
+def test_the_time_limit_is_kaggles_or_the_one_chosen(kaggle, monkeypatch):
+    assert env.time_limit_hours() == 12
+    monkeypatch.setenv("AGELIB_TIME_LIMIT_HOURS", "0.5")
+    assert env.time_limit_hours() == 0.5
+    for wrong in ("soon", "0", "nan"):
+        monkeypatch.setenv("AGELIB_TIME_LIMIT_HOURS", wrong)
+        with pytest.raises(ValueError, match=f"'{wrong}': set it to a number"):
+            env.time_limit_hours()
+    monkeypatch.delenv("AGELIB_TIME_LIMIT_HOURS")
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    assert env.time_limit_hours() == math.inf

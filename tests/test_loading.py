@@ -45,6 +45,15 @@ def test_faces_grow_with_the_epochs(dataset):
     assert [faces[e, 0][0].shape[-1] for e in range(4)] == [64, 96, 128, 128]
 
 
+def test_loader_processes_that_have_started_follow_a_new_size(dataset):
+    table = data.read_train(dataset)
+    faces = loading.Faces(table.loc[table.index.repeat(25)], 16)
+    batches = loading.loader(faces, 500, workers=1)
+    assert [images.shape[-1] for images, _, _ in batches] == [16, 16]
+    faces.set_size(24)
+    assert [images.shape[-1] for images, _, _ in batches] == [24, 24]
+
+
 def noise(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), "uint8")
     return Image.fromarray(pixels)
@@ -64,6 +73,23 @@ def test_our_augmentation_sometimes_takes_the_colour_away():
     ]
     gray = [np.array_equal(p[..., 0], p[..., 1]) for p in pixels]
     assert 0.05 < np.mean(gray) < 0.15
+
+
+def test_erasing_hides_a_share_of_some_faces():
+    white, rng = Image.new("RGB", (100, 100), "white"), np.random.default_rng(0)
+    recipe = replace(RECIPES["original"], erasing=0.25)
+    seen = [
+        np.array(loading.augment(white, 100, recipe, rng))[..., 0] for _ in range(400)
+    ]
+    hidden = np.array([(pixels == 128).mean() for pixels in seen])
+    assert 0.2 < (hidden > 0).mean() < 0.3
+    assert 0.01 < hidden[hidden > 0].min() < hidden.max() < 0.21
+    # all else stays as it was, and what is hidden is one rectangle
+    for pixels in seen:
+        ys, xs = np.nonzero(pixels != 255)
+        if len(ys):
+            assert len(ys) == (np.ptp(ys) + 1) * (np.ptp(xs) + 1)
+            assert (pixels[ys, xs] == 128).all()
 
 
 def test_light_and_contrast_change_within_the_recipes_share():

@@ -80,7 +80,7 @@ def test_packaged_weights_of_another_shape_are_refused():
 
 def test_without_a_network_the_ways_out_are_named(tmp_path):
     """In a process of its own: the hub client reads HF_HUB_OFFLINE when imported."""
-    code = "from agelib import model, recipe; model.create(recipe.get('imagenet_only'))"
+    code = "from agelib import model, recipe; model.create(recipe.get('gpu'))"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""},
@@ -135,6 +135,20 @@ def test_a_saved_model_loads_with_its_recipe_and_predicts_the_same(untrained, tm
     assert not loaded.training
     assert torch.equal(loaded(photos(2)), untrained(photos(2)))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_saved_by_halves_takes_half_and_predicts_nearly_the_same(
+    untrained, tmp_path
+):
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    model.save(untrained, TINY, whole)
+    model.save(untrained, TINY, half, half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    again, _ = model.load(half)
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    difference = again.probabilities(images) - untrained.eval().probabilities(images)
+    assert 0 < difference.abs().max() < 1e-3
 
 
 def test_loading_before_training_says_what_to_run_first(tmp_path):

@@ -1,16 +1,19 @@
 """The notebooks keep the rules that make them pleasant to read."""
 
 import ast
+import base64
 import itertools
 import re
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 
 import nbformat
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ["01_eda", "02_training", "03_validation", "04_submission"]
+NAMES = ["01_eda", "02_training", "03_validation", "04_submission", "05_your_photo"]
 
 
 def cells(name: str, kind: str | None = None) -> list[nbformat.NotebookNode]:
@@ -28,7 +31,7 @@ def tree(name: str) -> ast.Module:
     return ast.parse("\n".join(line for line in lines if line[0] not in "%!"))
 
 
-def test_there_are_four_notebooks_in_order():
+def test_there_are_five_notebooks_in_order():
     assert sorted(p.stem for p in FOLDER.glob("*.ipynb")) == NAMES
 
 
@@ -58,12 +61,16 @@ def test_a_notebook_only_uses_what_agelib_defines(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_imports_once_then_sets_its_parameters(name):
-    first, second, *others = cells(name, "code")
-    assert "import" in first.source
+    _, first, second, *others = cells(name, "code")
+    assert "from agelib import" in first.source
     assert not [c for c in others if re.search(r"^\s*(import|from) ", c.source, re.M)]
     assigned = re.findall(r"^(\w+)[\w, ]* = ", second.source, re.M)
     assert assigned
     assert all(variable.isupper() for variable in assigned)
+
+
+def test_all_notebooks_begin_with_the_same_cell():
+    assert len({cells(name, "code")[0].source for name in NAMES}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,3 +115,17 @@ def test_the_kernel_is_the_one_every_machine_has(name):
 def test_committed_outputs_tell_no_path_of_a_machine(name):
     text = (FOLDER / f"{name}.ipynb").read_text()
     assert not re.search(r"/(home|root|tmp|Users|work)/", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_have_two_pixels_a_point(name):
+    outputs = [o for c in cells(name, "code") for o in c.outputs]
+    pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
+    assert pictures
+    assert not [o for o in outputs if "image/png" in o.get("data", {})]
+    for output in pictures:
+        jpeg = base64.b64decode(output.data["image/jpeg"])
+        width = output.metadata["image/jpeg"]["width"]
+        assert Image.open(BytesIO(jpeg)).width // 2 == width
+        # not wider than a page
+        assert width <= 1000

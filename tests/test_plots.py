@@ -1,10 +1,14 @@
 """Plots: what they say and the data of what they draw. conftest chooses Agg."""
 
+from io import BytesIO
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from agelib import metrics, plots
 
@@ -22,6 +26,24 @@ def ax():
 
 def ages(true, pred=None) -> pd.DataFrame:
     return pd.DataFrame({"age": true, "pred_age": true if pred is None else pred})
+
+
+@pytest.fixture
+def shell():
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()
+
+
+def test_sharp_figures_have_two_pixels_a_point(shell, ax):
+    plots.use_sharp_figures()
+    ax.figure.set_size_inches(4, 3)
+    seen, told = shell.display_formatter.format(ax.figure)
+    assert "image/png" not in seen
+    size = Image.open(BytesIO(seen["image/jpeg"])).size
+    points = told["image/jpeg"]["width"], told["image/jpeg"]["height"]
+    assert points == (size[0] // 2, size[1] // 2)
+    # 100 points an inch, but for the margins that are cut
+    assert 300 < points[0] <= 410
 
 
 THREE = ages([20, 40, 60], [21, 38, 63])

@@ -79,6 +79,17 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
 
 
+def test_an_epoch_is_judged_and_kept_at_the_size_that_it_learned(run, tables, tmp_path):
+    # the first epoch, of small faces, stays the best
+    ruined = {"learning_rate": 0.3, "schedule": "constant", "ema_decay": 0.0}
+    history = run(epochs=3, image_size=96, first_size=32, **ruined)
+    best = history["val_mae"].idxmin()
+    trained = model.load(tmp_path / "run" / "model.safetensors")
+    assert trained[1].image_size == [64, 64, 96][best] < 96
+    again = predict.predict(trained, tables[1])
+    assert metrics.mae(again) == pytest.approx(history["val_mae"].min(), abs=1e-3)
+
+
 def test_the_intervals_written_are_those_the_saved_model_gives(run, tables, tmp_path):
     history = run(head="regression")
     written = pd.read_csv(tmp_path / "run" / "validation.csv")
@@ -132,6 +143,136 @@ def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, caps
     assert run()["epoch"].tolist() == [1]
     assert "Interrupted in epoch 2" in capsys.readouterr().out
     assert weights(tmp_path / "run")
+
+
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(tiny, tables, tmp_path):
+    gradients = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        whole = loop.Loop(tiny, *tables, tmp_path / str(parts), parts=parts)
+        # batch norm in evaluation: its statistics are those of a part
+        whole.net.eval()
+        images, age, _ = next(iter(whole.batches))
+        total = whole.add_gradients(images, age)
+        mean = age_loss(whole.net(images), age, tiny)
+        assert total == pytest.approx(mean.item(), rel=1e-5)
+        gradients.append([p.grad for p in whole.plain.parameters()])
+        whole.close()
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def too_small_for(faces: int, sizes: list[int], monkeypatch) -> None:
+    """A GPU whose memory ends at so many faces; notes how many were computed."""
+
+    def forward(outputs, *others):
+        if len(outputs) > faces:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to ...")
+        sizes.append(len(outputs))
+        return age_loss(outputs, *others)
+
+    monkeypatch.setattr(loop, "age_loss", forward)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    run, tmp_path, monkeypatch, capsys
+):
+    sizes = []
+    too_small_for(3, sizes, monkeypatch)
+    run(epochs=1)
+    history = run(fresh=True, epochs=2)
+    # three batches of 8 an epoch, in quarters; halved anew in each of the two runs
+    assert sizes == [2] * 4 * 3 * (1 + 2)
+    assert history["epoch"].tolist() == [1, 2]
+    # each try starts from the first one's folder
+    assert [p.name for p in sorted(tmp_path.glob("run*"))] == ["run", "run.old-1"]
+    told = capsys.readouterr().out
+    assert told.count("each batch in 4 parts of at most 2 faces") == 2
+
+
+def test_processes_that_run_out_of_memory_are_started_anew(
+    tiny, tables, tmp_path, monkeypatch
+):
+    """With a stand-in for the launcher, which wraps what a process raised."""
+    parts = []
+
+    def launch(function, arguments, num_processes):
+        parts.append(arguments[-2])
+        if len(parts) == 1:
+            raise RuntimeError("An issue was found ...: CUDA out of memory. Tried ...")
+        function(*arguments)
+
+    monkeypatch.setattr(train, "notebook_launcher", launch)
+    history = train.fit(tiny, *tables, tmp_path / "run", processes=2)
+    assert parts == [1, 2]
+    assert history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_memory_too_small_for_two_faces_is_an_error(run, monkeypatch):
+    too_small_for(1, [], monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run(epochs=1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time as the loop sees it: a second for every step."""
+
+    class Clock:
+        now = 1000.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock, update = Clock(), loop.Loop.update
+
+    def slow(self, *batch):
+        clock.now += 1
+        update(self, *batch)
+
+    monkeypatch.setattr(loop.Loop, "update", slow)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(train, "time", clock)
+    return clock
+
+
+def test_an_epoch_that_would_end_too_late_is_not_begun(
+    tiny, tables, tmp_path, clock, capsys
+):
+    """Three seconds an epoch; a twentieth of the ten seconds is kept."""
+    choices = replace(tiny, epochs=5)
+    history = train.fit(choices, *tables, tmp_path / "run", time_limit=10 / 3600)
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["seconds"].tolist() == [3, 3, 3]
+    assert clock.now == 1009
+    assert "Stopped before epoch 4 of 5" in capsys.readouterr().out
+    assert weights(tmp_path / "run")
+    # without a limit it goes on
+    history = train.fit(choices, *tables, tmp_path / "run")
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_larger_faces_are_expected_to_take_longer(tiny, tables, tmp_path, clock):
+    """64, then 96 pixels a side: 3 seconds, then 3 (96 / 64)^2 = 6.75."""
+    choices = replace(tiny, epochs=2, image_size=96, first_size=32)
+    assert [choices.size_in(epoch) for epoch in (0, 1)] == [64, 96]
+    for number, (left, epochs) in enumerate([(9.7, [1]), (9.8, [1, 2])]):
+        limit = left / 0.95 / 3600
+        history = train.fit(choices, *tables, tmp_path / str(number), time_limit=limit)
+        assert history["epoch"].tolist() == epochs
+
+
+def test_the_limit_ends_an_epoch_that_turns_out_too_slow(
+    run, tiny, tables, tmp_path, clock, capsys
+):
+    whole = run("whole")
+    with pytest.raises(TimeoutError, match="Stopped in epoch 1 of 3"):
+        train.fit(tiny, *tables, tmp_path / "run", time_limit=1 / 3600)
+    # what was learned is kept: one second, and so one step, is done
+    history = train.fit(tiny, *tables, tmp_path / "run")
+    assert "Going on in epoch 1, after step 1" in capsys.readouterr().out
+    columns = ["epoch", "train_loss", "val_mae", "lr"]
+    pd.testing.assert_frame_equal(history[columns], whole[columns], check_exact=True)
 
 
 def test_a_finished_run_is_not_trained_again(run, monkeypatch, capsys):

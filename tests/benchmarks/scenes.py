@@ -12,7 +12,7 @@ from agelib import data
 WIDTH, HEIGHT = 1000, 700
 
 
-def faces(dataset: Path, held_out: bool, per_band: int) -> pd.DataFrame:
+def sample(dataset: Path, held_out: bool, per_band: int) -> pd.DataFrame:
     """So many labelled faces of each decade of age, the last band being 70 and over."""
     table = data.split(data.read_train(dataset), 10, 0)
     table = table[(table["fold"] == 0) == held_out]

