@@ -94,11 +94,12 @@ def find(photo: Image.Image) -> pd.DataFrame:
     small.thumbnail((LONGEST, LONGEST))
     points, sure = mtcnn.detect(np.asarray(small))
     if not len(points):
+        least = 25 * max(1, max(photo.size) / LONGEST)
         raise ValueError(
             f"No face found in this photo of {photo.width} x {photo.height} pixels. "
             "Faces are found if they are upright to within some 30 degrees, seen from "
-            f"the front, and at least {max(photo.size) / LONGEST * 25:.0f} pixels wide "
-            "in it. If the photo is one tightly cropped face already, use faces.whole."
+            f"the front, and at least {least:.0f} pixels wide in it. If the photo is one "
+            "tightly cropped face already, use faces.whole."
         )
     scale, centre = framing(points * photo.width / small.width)
     table = pd.DataFrame(

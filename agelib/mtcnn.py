@@ -99,7 +99,7 @@ def _look(
     """What a network says about each box, cut out as a square of so many pixels."""
     if not len(boxes):
         return [torch.zeros(0, n) for n in (4, 10)[: len(names) - 1]] + [torch.zeros(0)]
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     # outside the picture it is black
     cut = roi_align(pixels, [boxes], side, aligned=True)
     return _run(network, cut.permute(0, 2, 3, 1).numpy(), names)
