@@ -90,16 +90,16 @@ def find(photo: Image.Image) -> pd.DataFrame:
     Raises:
         ValueError: if no face is found, with the ways out.
     """
-    small = photo.copy()
-    small.thumbnail((LONGEST, LONGEST))
+    share = min(1, LONGEST / max(photo.size))
+    small = photo.resize([max(1, round(share * s)) for s in photo.size], reducing_gap=2)
     points, sure = mtcnn.detect(np.asarray(small))
     if not len(points):
         least = 25 * max(1, max(photo.size) / LONGEST)
         raise ValueError(
             f"No face found in this photo of {photo.width} x {photo.height} pixels. "
             "Faces are found if they are upright to within some 30 degrees, seen from "
-            f"the front, and at least {least:.0f} pixels wide in it. If the photo is one "
-            "tightly cropped face already, use faces.whole."
+            f"the front, and at least {least:.0f} pixels wide in it. If the photo is "
+            "one tightly cropped face already, use faces.whole."
         )
     scale, centre = framing(points * photo.width / small.width)
     table = pd.DataFrame(

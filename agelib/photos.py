@@ -113,7 +113,7 @@ def people(photo: Image.Image, table: DataFrame, ax: Axes | None = None) -> Axes
         for colour, width in (("white", 4), (BLUE, 2)):
             ax.plot(frame.real, frame.imag, color=colour, lw=width)
         # as wide as the face at most, so that neighbours' words stay apart
-        points = np.clip(0.2 * 72 * side / inch, 5, 13)
+        points = np.clip(0.18 * 72 * side / inch, 6, 11)
         top = max(frame.imag.min(), 2.6 * points * inch / 72)
         words = {"ha": "center", "va": "bottom", "size": points, "linespacing": 1.0}
         ground = {"facecolor": "white", "edgecolor": BLUE, "pad": 0.15 * points}

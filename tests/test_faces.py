@@ -3,6 +3,7 @@
 import io
 import sys
 
+import ipywidgets
 import numpy as np
 import pytest
 from PIL import Image
@@ -221,10 +222,15 @@ def test_what_can_not_be_read_is_named(tmp_path):
         faces.read_photo(whole[: len(whole) // 2])
 
 
-def test_an_upload_is_the_last_file_of_either_kind_of_widget():
-    new = ({"name": "a.jpg", "content": memoryview(b"a")},)
-    old = {"a.jpg": {"content": b"a"}, "b.jpg": {"content": b"b"}}
-    assert faces.uploaded(new) == b"a"
-    assert faces.uploaded(old) == b"b"
-    assert faces.uploaded(()) is None
+def test_an_upload_is_what_the_browser_sent():
+    upload = ipywidgets.FileUpload()
+    assert faces.uploaded(upload.value) is None
+    file = {"name": "a.jpg", "type": "image/jpeg", "size": 1, "last_modified": 0}
+    upload.set_state({"value": [file | {"content": memoryview(b"a")}]})
+    assert faces.uploaded(upload.value) == b"a"
+
+
+def test_an_upload_of_ipywidgets_7_is_its_last_file():
+    value = {"a.jpg": {"content": b"a"}, "b.jpg": {"content": b"b"}}
+    assert faces.uploaded(value) == b"b"
     assert faces.uploaded({}) is None
