@@ -39,7 +39,7 @@ def use_sharp_figures() -> None:
 
 
 def _sharp(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    jpeg = print_figure(figure, "jpeg", dpi=200, pil_kwargs={"quality": 85})
+    jpeg = print_figure(figure, "jpeg", dpi=200, pil_kwargs={"quality": 70})
     width, height = Image.open(BytesIO(jpeg)).size
     return jpeg, {"width": width // 2, "height": height // 2}
 
