@@ -6,7 +6,7 @@ SETUP := .venv/agelib-is-installed
 
 .PHONY: run test test-platforms notebooks lint lab kaggle sample bench clean
 
-run: $(SETUP)  ## the four notebooks in order, ending with a submission file
+run: $(SETUP)  ## the notebooks in order: a submission file, and ages on a photo
 	$(BIN)/python -m agelib
 
 # The notebooks are tested on the bundled sample, with a run folder of their own.

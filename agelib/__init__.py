@@ -4,7 +4,8 @@ The notebooks import one module for one job. Faces travel in this order, and no 
 imports from its right: env -> data -> loading -> model -> loss -> predict -> loop ->
 train, with `recipe` holding every choice of a training run and `runs` what its folder
 holds; `quality` measures images, `metrics` predictions, `plots` and `photos` show both.
-`kaggle` builds what goes to Kaggle.
+`mtcnn` sees faces in photos, `faces` crops them as a model wants them; `kaggle` builds
+what goes to Kaggle.
 """
 
 import os

@@ -32,7 +32,7 @@ def main(save: bool = False) -> None:
     """
     n_faces = len(pd.read_csv(env.data_folder() / "train.csv"))
     run = env.run_folder(recipe.default(n_faces, env.device()).name)
-    for path in sorted((env.REPOSITORY / "notebooks").glob("0[1-4]_*.ipynb")):
+    for path in sorted((env.REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")):
         print(path.name, flush=True)
         notebook = nbformat.read(path, as_version=4)
         try:

@@ -108,6 +108,24 @@ def weights_folder() -> Path | None:
     return chosen_folder("AGELIB_WEIGHTS") or beside
 
 
+def shipped_model() -> Path:
+    """The trained model that comes with agelib, `lite0.safetensors`.
+
+    In a clone it lies in `data/checkpoints`, else where weights lie.
+
+    Raises:
+        FileNotFoundError: if it lies in neither, with the ways out.
+    """
+    folders = [REPOSITORY / "data" / "checkpoints", weights_folder()]
+    paths = [folder / "lite0.safetensors" for folder in folders if folder]
+    if found := [path for path in paths if path.is_file()]:
+        return found[0]
+    raise FileNotFoundError(
+        f"No trained model at {' or '.join(map(str, paths))}: copy lite0.safetensors "
+        "from agelib's data/checkpoints into a folder and set AGELIB_WEIGHTS to it."
+    )
+
+
 def time_limit_hours() -> float:
     """How long a notebook may train: AGELIB_TIME_LIMIT_HOURS, 12 on Kaggle, else inf.
 

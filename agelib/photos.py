@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from pandas import DataFrame
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -90,6 +91,37 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
     legend = ax.get_legend_handles_labels()
     ax.figure.legend(*legend, loc="outside upper right", ncols=3)
     return axes
+
+
+def people(photo: Image.Image, table: DataFrame, ax: Axes | None = None) -> Axes:
+    """The photo, each face in its frame under its age and 90% interval in years.
+
+    Args:
+        table: columns `x`, `y`, `side`, `turn`, as from `faces.find`, and `pred_age`,
+            `low`, `high`.
+    """
+    names = ("x", "y", "side", "turn", "pred_age", "low", "high")
+    faces = np.column_stack([metrics.finite(table, name) for name in names])
+    inch = max(photo.width / 9, photo.height / 7)
+    size = photo.width / inch, photo.height / inch
+    ax = ax or grid(1, 1, size)[0, 0]
+    shown = photo.reduce(max(1, int(inch / 200)))
+    ax.imshow(shown, extent=(0, photo.width, photo.height, 0))
+    square = np.array([-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j, -1 - 1j]) / 2
+    for x, y, side, turn, age, low, high in faces:
+        frame = x + 1j * y + square * side * np.exp(-1j * np.radians(turn))
+        for colour, width in (("white", 4), (BLUE, 2)):
+            ax.plot(frame.real, frame.imag, color=colour, lw=width)
+        # as wide as the face at most, so that neighbours' words stay apart
+        points = np.clip(0.18 * 72 * side / inch, 6, 11)
+        top = max(frame.imag.min(), 2.6 * points * inch / 72)
+        words = {"ha": "center", "va": "bottom", "size": points, "linespacing": 1.0}
+        ground = {"facecolor": "white", "edgecolor": BLUE, "pad": 0.15 * points}
+        text = f"{age:.0f}\n{low:.0f} to {high:.0f}"
+        ax.text(x, top, text, color="black", bbox=ground, **words)
+    ax.set(xlim=(0, photo.width), ylim=(photo.height, 0))
+    ax.axis("off")
+    return ax
 
 
 def batch(images: Tensor, columns: int = 10) -> Axes:

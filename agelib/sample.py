@@ -8,6 +8,7 @@ pictures as faulty as UTKFace's, so what the notebooks look for is there to be f
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from agelib.canvas import Canvas, at, curve, oval
 from agelib.drawing import draw_face
 
-__all__ = ["draw_face", "plan_sample", "write_sample"]
+__all__ = ["draw_face", "draw_wall", "plan_sample", "write_sample"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "sample"
 LAYOUT = {"train", "test", "train.csv", "submission.csv", "solution.csv"}
@@ -104,6 +105,35 @@ def plan_sample(
             train[two] = replace(train[one], copy=True)
     test[rng.integers(n_test)] = train[shared]
     return train, test
+
+
+def draw_wall(
+    ages: Sequence[float] = (4, 11, 19, 28, 37, 49, 63, 81), seed: int = 0
+) -> Image.Image:
+    """A photo of a wall with a drawn portrait of each age, in two rows, none straight.
+
+    An example for those who have no photo of people at hand: some portraits are large,
+    some small, and each hangs askew by up to 12 degrees.
+    """
+    rng, columns = np.random.default_rng(seed), -(-len(ages) // 2)
+    dim = np.linspace(188, 150, 620)[:, None, None] * (1, 1.02, 0.97)
+    plaster = dim + rng.normal(0, 2, (620, 310 * columns, 1))
+    wall = Image.fromarray(plaster.clip(0, 255).astype("uint8"))
+    for number, age in enumerate(ages):
+        face = ImageOps.expand(draw_face(age, rng), 14, "#f4f1ea")
+        frame = ImageOps.expand(face, 6, "#5b4636").convert("RGBA")
+        # a transparent margin, for smooth edges when it is turned
+        frame = ImageOps.expand(frame, 2, (0, 0, 0, 0))
+        side = round(rng.uniform(150, 240))
+        frame = frame.resize((side, side), Image.Resampling.LANCZOS)
+        frame = frame.rotate(
+            rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True
+        )
+        row, column = divmod(number, columns)
+        middle = 310 * column + 155, 310 * row + 155
+        at = [m - s // 2 for m, s in zip(middle, frame.size, strict=True)]
+        wall.paste(frame, at, frame)
+    return wall
 
 
 def _plan_split(n: int, rng: np.random.Generator) -> list[Portrait]:

@@ -222,6 +222,24 @@ def test_weights_lie_in_the_chosen_folder_or_beside_the_wheel(tmp_path, monkeypa
     assert env.weights_folder() == tmp_path / "mine"
 
 
+def test_the_shipped_model_lies_in_the_clone_or_beside_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone")
+    with pytest.raises(
+        FileNotFoundError, match=r"data/checkpoints/lite0\.safetensors: "
+    ):
+        env.shipped_model()
+    monkeypatch.setattr(env, "_HOME", tmp_path / "agelib-1.0-py3-none-any.whl")
+    with pytest.raises(FileNotFoundError, match="set AGELIB_WEIGHTS to it"):
+        env.shipped_model()
+    beside = tmp_path / "lite0.safetensors"
+    beside.touch()
+    assert env.shipped_model() == beside
+    in_clone = tmp_path / "clone" / "data" / "checkpoints" / "lite0.safetensors"
+    in_clone.parent.mkdir(parents=True)
+    in_clone.touch()
+    assert env.shipped_model() == in_clone
+
+
 def test_the_time_limit_is_kaggles_or_the_one_chosen(kaggle, monkeypatch):
     assert env.time_limit_hours() == 12
     monkeypatch.setenv("AGELIB_TIME_LIMIT_HOURS", "0.5")

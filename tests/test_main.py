@@ -34,7 +34,7 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
         **{
             "02_b": ["print(open('note').read())"],
             "01_a": ["open('note', 'w').write('from the first')"],
-            "05_other": ["raise ValueError"],
+            "06_other": ["raise ValueError"],
         }
     )
     __main__.main()

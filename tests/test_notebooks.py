@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ["01_eda", "02_training", "03_validation", "04_submission"]
+NAMES = ["01_eda", "02_training", "03_validation", "04_submission", "05_your_photo"]
 
 
 def cells(name: str, kind: str | None = None) -> list[nbformat.NotebookNode]:
@@ -31,7 +31,7 @@ def tree(name: str) -> ast.Module:
     return ast.parse("\n".join(line for line in lines if line[0] not in "%!"))
 
 
-def test_there_are_four_notebooks_in_order():
+def test_there_are_five_notebooks_in_order():
     assert sorted(p.stem for p in FOLDER.glob("*.ipynb")) == NAMES
 
 

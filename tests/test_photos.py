@@ -111,3 +111,36 @@ def test_a_missing_column_or_an_empty_table_is_named(faces, function, column):
         function(faces.drop(columns=column))
     with pytest.raises(ValueError, match="empty"):
         function(faces.head(0))
+
+
+def test_people_are_framed_under_their_age_and_interval():
+    photo = Image.new("RGB", (400, 300))
+    table = pd.DataFrame({"x": [100.0, 300], "y": [200.0, 40], "side": [100.0, 60]})
+    table = table.assign(turn=[0.0, 90], pred_age=[30.4, 7], low=[20, 2], high=[41, 12])
+    ax = photos.people(photo, table)
+    assert [t.get_text() for t in ax.texts] == ["30\n20 to 41", "7\n2 to 12"]
+    # each frame is drawn twice, for a white edge; its first corner is the top left
+    first, second = (np.transpose(line.get_data()) for line in ax.lines[::2])
+    corners = np.array([(50, 150), (150, 150), (150, 250), (50, 250)])
+    assert first[:4] == pytest.approx(corners)
+    # turned a quarter counterclockwise, what was top left is bottom left
+    assert second[0] == pytest.approx((270, 70))
+    # the words stand on the frame, and inside the photo
+    assert ax.texts[0].get_position() == pytest.approx((100, 150))
+    ax.figure.canvas.draw()
+    box = ax.texts[1].get_window_extent()
+    assert ax.transData.inverted().transform(box)[:, 1].min() > 0
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0, 400), (300, 0))
+
+
+def test_people_of_a_large_photo_stay_apart_and_its_pixels_few():
+    photo = Image.new("RGB", (8000, 4000))
+    table = pd.DataFrame({"x": [3000.0, 3410], "y": 2000.0, "side": 400.0, "turn": 0.0})
+    table = table.assign(pred_age=50.0, low=40.0, high=60.0)
+    ax = photos.people(photo, table)
+    assert ax.images[0].get_array().shape[1] <= 2700
+    ax.figure.canvas.draw()
+    left, right = (t.get_bbox_patch().get_window_extent() for t in ax.texts)
+    assert left.x1 < right.x0
+    with pytest.raises(ValueError, match="no column 'turn'"):
+        photos.people(photo, table.drop(columns="turn"))

