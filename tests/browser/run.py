@@ -130,7 +130,8 @@ def run_all(page, address: str, name: str, pictures: Path) -> list[str]:
         notebook.evaluate("(n, top) => n.scrollTop = top", top)
         page.wait_for_timeout(300)
         page.screenshot(path=f"{pictures}-{number}.png")
-    print(f"{name}: {len(ran)} cells, {len(figures)} figures, {len(wrong)} problems")
+    told = f"{len(ran)} cells, {len(figures)} figures, {len(wrong)} problems"
+    print(f"{name}: {told}", flush=True)
     return wrong
 
 
@@ -159,14 +160,15 @@ def main() -> None:
             executable_path=chromium, args=["--no-sandbox"]
         ) as browser,
     ):
-        # twice as many pixels as points, as on most laptops
-        page = browser.new_page(device_scale_factor=2)
-        page.set_default_timeout(40_000)
         every = sorted(p.name for p in (REPOSITORY / "notebooks").glob("*.ipynb"))
         for name in asked.notebooks or every:
             theme = "dark" if asked.dark else "light"
+            # twice as many pixels as points, as on most laptops
+            page = browser.new_page(device_scale_factor=2)
+            page.set_default_timeout(40_000)
             pictures = asked.screenshots / f"{name.removesuffix('.ipynb')}-{theme}"
             found = run_all(page, address, name, pictures)
+            page.close()
             wrong += [f"{name}: {problem}" for problem in found]
     if wrong:
         sys.exit("\n".join(wrong))

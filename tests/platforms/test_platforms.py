@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from agelib import kaggle
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 NAMESPACE = ["unshare", "--map-root-user", "--net", "--mount"]
 SANDBOX = [*NAMESPACE, str(Path(__file__).with_name("sandbox.sh"))]
 PYTHON = "/image/bin/python"
@@ -105,6 +105,21 @@ def place(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=os.link)
 
 
+def edit(notebook: Path, folder: Path) -> Path:
+    """A copy that says where agelib is to be had, and runs each code cell twice."""
+    content = nbformat.read(notebook, as_version=4)
+    setup = content.cells[1]
+    setup.source = setup.source.replace('AGELIB = ""', 'AGELIB = "agelib"')
+    content.cells = [
+        nbformat.v4.new_code_cell(cell.source)
+        for cell in content.cells
+        for _ in range(2)
+        if cell.cell_type == "code"
+    ]
+    nbformat.write(content, folder / notebook.name)
+    return folder / notebook.name
+
+
 def run(notebook: Path, mock: Path, writable: str, **environment: str):
     command = [sys.executable, Path(__file__).with_name("run_notebook.py")]
     command += [notebook, "/" + writable.split(":")[0]]
@@ -172,7 +187,7 @@ except OSError as error:
 def test_kaggle(built, faces, tmp_path):
     """Four sessions, each with nothing but its inputs, which can't be written."""
     left = None
-    for number, notebook in enumerate(NOTEBOOKS):
+    for number, notebook in enumerate(NOTEBOOKS[:4]):
         name = notebook.stem
         metadata = json.loads((built / name / "kernel-metadata.json").read_text())
         mock = machine(tmp_path / name, KAGGLE_LACKS)
@@ -242,12 +257,11 @@ def test_colab(built, faces, tmp_path):
     shutil.move(agelib, index)
     shutil.rmtree(content / "agelib-offline")
     colab |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/index"}
+    shipped = ROOT / "data" / "checkpoints"
+    place(shipped, content / "drive" / "MyDrive" / "checkpoints")
+    colab |= {"AGELIB_WEIGHTS": "/content/drive/MyDrive/checkpoints"}
     for notebook in NOTEBOOKS[1:]:
-        addressed = nbformat.read(notebook, as_version=4)
-        setup = addressed.cells[1]
-        setup.source = setup.source.replace('AGELIB = ""', 'AGELIB = "agelib"')
-        nbformat.write(addressed, tmp_path / notebook.name)
-        ran = run(tmp_path / notebook.name, mock, "content:image", **colab)
+        ran = run(edit(notebook, tmp_path), mock, "content:image", **colab)
         assert ran.returncode == 0, ran.stderr[-3000:]
     assert sorted(os.listdir(content)) == ["drive", "runs"]
     check_submission(content / "runs" / "sample" / "submission.csv", faces)
