@@ -5,7 +5,6 @@ The same code runs in one process or in each of several that accelerate started.
 
 import math
 import os
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,23 +13,18 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    broadcast,
-    broadcast_object_list,
-)
+from accelerate.utils import DataLoaderConfiguration, broadcast
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from tqdm.auto import tqdm
 
-from agelib import env, loading, metrics, model, predict, runs
+from agelib import env, loading, metrics, model, predict, runs, states
 from agelib.loss import age_loss
 from agelib.recipe import Recipe
 
 SECONDS_BETWEEN_SAVES = 300
-_UNFINISHED = "state.unfinished"
 _POSITION = ("updates", "history", "loss", "seconds")
 
 
@@ -72,7 +66,7 @@ class Loop:
         self.held_out_faces = loading.Faces(validation, recipe.image_size)
         held_out = loading.loader(self.held_out_faces, 64, workers)
         # a resume brings its own weights, and may have no network to fetch others
-        net = model.create(recipe, pretrained=not _states(folder))
+        net = model.create(recipe, pretrained=not states.saved(folder))
         if accelerator.num_processes > 1 and device.type == "cuda":
             # or each would normalise its share of the batch by itself
             net = convert_sync_batchnorm(net)
@@ -175,7 +169,7 @@ class Loop:
             unsaved, late = broadcast(clocks).tolist()
             if self.updates % n and (unsaved > SECONDS_BETWEEN_SAVES or late > 0):
                 self.seconds, saved = now - self.clock, now
-                self.save_state()
+                states.save(self.accelerator, self.folder, self.updates)
             if self.updates % n and late > 0:
                 raise TimeoutError(
                     f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
@@ -250,7 +244,7 @@ class Loop:
                 model.save(self.average.module, learned, path)
                 runs.write_csv(predicted, self.folder / "validation.csv")
             runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
-        self.save_state()
+        states.save(self.accelerator, self.folder, self.updates)
         self.say(
             f"epoch {epoch + 1:2} of {self.recipe.epochs}   "
             f"training loss {row['train_loss']:6.3f}   "
@@ -280,37 +274,11 @@ class Loop:
         for name in _POSITION:
             setattr(self, name, state[name])
 
-    def save_state(self) -> None:
-        """Keeps the newest state only, and never a half-written one."""
-        with runs.writing(self.folder):
-            self.accelerator.save_state(str(self.folder / _UNFINISHED))
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            earlier = _states(self.folder)
-            (self.folder / _UNFINISHED).rename(self.folder / f"state-{self.updates}")
-            for state in earlier:
-                shutil.rmtree(state)
-
     def resume(self) -> None:
-        """Brings back the newest state of the folder, if there is one."""
-        newest = broadcast_object_list([_states(self.folder)[-1:]])[0]
-        if self.main:
-            # what a kill, or a full disk, left of saving another
-            for left in (*_states(self.folder)[:-1], self.folder / _UNFINISHED):
-                shutil.rmtree(left, ignore_errors=True)
-        for state in newest:
-            if not state.is_dir():
-                raise FileNotFoundError(
-                    f"{state} is not to be seen from every machine: set AGELIB_RUNS to "
-                    "a folder on a disk that they share."
-                )
-            self.accelerator.load_state(str(state))
+        """Goes back to the newest saved state, if there is one."""
+        if states.load(self.accelerator, self.folder):
             done = len(self.history)
             if done == self.recipe.epochs:
                 self.say(f"Already trained, all {done} epochs")
             else:
                 self.say(f"Going on in epoch {done + 1}, after step {self.updates}")
-
-
-def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-*"), key=lambda s: int(s.name.split("-")[1]))

@@ -14,8 +14,8 @@ class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
-    probabilities.
+    are shares (0.1 is ten percent), `dropout`, `drop_path`, `flip`, `grayscale` and
+    `erasing` probabilities.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Recipe:
     # the stem and so many stages keep their ImageNet weights: no gradients, less time
     frozen_stages: int = 0
     dropout: float = 0.0
+    drop_path: float = 0.0
     batch_size: int = 64
     # "distribution" predicts a share for each age 0..100, "regression" one number
     head: str = "distribution"

@@ -110,7 +110,7 @@ def main() -> None:
     asked = parser.parse_args()
     faces = data.read_train(env.data_folder())
     chosen = recipe.default(len(faces), env.device())
-    faces = data.split(faces, chosen.folds, chosen.seed)
+    faces = data.split(faces, chosen.folds)
     held_out = faces["fold"] == 0
     folder = env.run_folder(chosen.name)
     fit(

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from scipy.stats import bootstrap
 from torch.nn.functional import cross_entropy, one_hot
@@ -107,10 +106,6 @@ _FIT = train.fit
 
 
 # -- models and images -----------------------------------------------------------------
-
-
-def timm_options(**options) -> Callable:
-    return lambda: setattr(timm, "create_model", partial(timm.create_model, **options))
 
 
 def layer_decay(rate: float) -> None:
@@ -234,7 +229,7 @@ VARIANTS: dict[str, Recipe | tuple[Recipe, Callable]] = {
     "layer decay 0.85": (BASE, partial(layer_decay, 0.85)),
     "all stages learn": replace(BASE, frozen_stages=0),
     "dropout 0.2": replace(BASE, dropout=0.2),
-    "drop path 0.1": (BASE, timm_options(drop_path_rate=0.1)),
+    "drop path 0.1": replace(BASE, drop_path=0.1),
     # the images
     "flip only": replace(
         BASE, rotation=0.0, zoom=0.0, shift=0.0, light=0.0, grayscale=0.0
