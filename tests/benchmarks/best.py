@@ -1,0 +1,46 @@
+"""What several models say together: best.py DATASET OUT MODEL [MODEL ...].
+
+Averages the models' distributions over ages, as notebook 4 does with `MODELS`, and
+writes `validation.csv` and `submission.csv` into OUT. All models must have held out the
+same faces. Prints each model's validation error, and theirs together.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from agelib import data, metrics, model, predict, runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    asked = parser.parse_args()
+    faces = data.split(data.read_train(asked.dataset))
+    held_out = faces[faces["fold"] == 0]
+    several = {str(path): model.load(path) for path in asked.models}
+    apart = {
+        name: predict.distributions(trained, held_out)
+        for name, trained in several.items()
+    }
+    predicted = {
+        name: predict.decode(held_out, p)
+        for name, p in (apart | {"together": np.mean([*apart.values()], 0)}).items()
+    }
+    told = {name: metrics.summary(table) for name, table in predicted.items()}
+    print(pd.DataFrame(told).T.round(3).to_string())
+    asked.out.mkdir(parents=True, exist_ok=True)
+    together = predicted["together"].round(3)
+    together["path"] = "train/" + together["file_id"]
+    runs.write_csv(together, asked.out / "validation.csv")
+    tested = predict.predict([*several.values()], data.read_test(asked.dataset))
+    template = asked.dataset / "submission.csv"
+    predict.write_submission(tested, template, asked.out / "submission.csv")
+
+
+if __name__ == "__main__":
+    main()
