@@ -14,21 +14,49 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from agelib.data import read_image
 from agelib.recipe import Recipe
 
+# how a face that is predicted is looked at, as `resize` takes it; the answers' errors
+# partly cancel
+VIEWS = (
+    {},
+    {"zoom": 0.9, "mirror": True},
+    {"zoom": 1.1, "mirror": True},
+    {"mirror": True},
+    {"zoom": 0.9},
+    {"zoom": 1.1},
+)
+
 
 class Faces(Dataset):
-    """Items are (image uint8 (3, size, size), age in years or nan, row number).
+    """Items are (images uint8 (views, 3, size, size), age in years or nan, row number).
 
-    With `augment` an item's key is (epoch, row), and the face is changed at random as
-    that recipe says. The changes follow its seed, the epoch and the row alone: they are
-    the same whichever process loads the face, and after a resume.
+    The images are the first so many of `VIEWS`.
+
+    With `augment` an item is one image (3, size, size), its key is (epoch, row), and
+    the face is changed at random as that recipe says. The changes follow its seed, the
+    epoch and the row alone: they are the same whichever process loads the face, and
+    after a resume.
+
+    Raises:
+        ValueError: if there are not so many views.
     """
 
-    def __init__(self, table: pd.DataFrame, size: int, augment: Recipe | None = None):
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        size: int,
+        augment: Recipe | None = None,
+        views: int = 1,
+    ):
+        if views not in range(1, len(VIEWS) + 1):
+            raise ValueError(
+                f"There are 1 to {len(VIEWS)} views of a face, not {views}."
+            )
         # bytes in one array: workers share it, where a list of str would be copied
         self.paths = np.array([os.fsencode(p) for p in table["path"]])
         self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
         # seen by loader processes that have started already, too
         self._size = torch.tensor(size).share_memory_()
+        self.views = VIEWS[:views]
         self.augment = augment
 
     def set_size(self, size: int) -> None:
@@ -43,12 +71,13 @@ class Faces(Dataset):
     ) -> tuple[torch.Tensor, np.float32, int]:
         if self.augment is None:
             row, size = key, int(self._size)
-            image = resize(self._image(row, size), size)
-        else:
-            epoch, row = key
-            size = self.augment.size_in(epoch)
-            rng = np.random.default_rng((self.augment.seed, epoch, row))
-            image = augment(self._image(row, size), size, self.augment, rng)
+            face = self._image(row, size)
+            seen = [pil_to_tensor(resize(face, size, **view)) for view in self.views]
+            return torch.stack(seen), self.ages[row], row
+        epoch, row = key
+        size = self.augment.size_in(epoch)
+        rng = np.random.default_rng((self.augment.seed, epoch, row))
+        image = augment(self._image(row, size), size, self.augment, rng)
         return pil_to_tensor(image), self.ages[row], row
 
     def _image(self, row: int, size: int) -> Image.Image:

@@ -63,7 +63,9 @@ class Loop:
         workers = env.workers(device, accelerator.num_processes)
         faces = loading.Faces(train, recipe.image_size, augment=recipe)
         batches = loading.loader(faces, recipe.batch_size, workers)
-        self.held_out_faces = loading.Faces(validation, recipe.image_size)
+        self.held_out_faces = loading.Faces(
+            validation, recipe.image_size, views=recipe.views_at_test
+        )
         held_out = loading.loader(self.held_out_faces, 64, workers)
         # a resume brings its own weights, and may have no network to fetch others
         net = model.create(recipe, pretrained=not states.saved(folder))
@@ -261,7 +263,6 @@ class Loop:
             self.average.module,
             self.held_out,
             self.accelerator.device,
-            self.recipe.flip_at_test,
             self.accelerator.gather_for_metrics,
         )
         return predict.decode(self.validation, probabilities)

@@ -104,12 +104,7 @@ def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
         raise ValueError(f"timm {timm.__version__} has no backbone {name!r}.")
     outputs = N_AGES if recipe.head == "distribution" else 1
     make = pretrained_backbone if pretrained else timm.create_model
-    backbone = make(
-        name,
-        num_classes=outputs,
-        drop_rate=recipe.dropout,
-        drop_path_rate=recipe.drop_path,
-    )
+    backbone = make(name, num_classes=outputs, drop_rate=recipe.dropout)
     config = resolve_model_data_config(backbone)
     model = AgeModel(backbone, config["mean"], config["std"])
     model.freeze(recipe.frozen_stages)

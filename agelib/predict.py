@@ -16,22 +16,24 @@ Trained = tuple[AgeModel, Recipe]
 
 
 def predict(
-    trained: Trained | Sequence[Trained], table: pd.DataFrame, flip: bool | None = None
+    trained: Trained | Sequence[Trained], table: pd.DataFrame, views: int | None = None
 ) -> pd.DataFrame:
     """The table with `pred_age` and its 90% interval `low`..`high`, in years.
 
     Args:
         trained: what `model.load` returns; of several, the distributions are averaged.
         table: one row a face, column `path`.
-        flip: average each face with its mirror image; by default as the recipe says.
+        views: how many of `loading.VIEWS` of each face to average; by default as many
+            as the recipe says.
     Raises:
-        ValueError: if the table is empty or an image can't be read.
+        ValueError: if the table is empty, an image can't be read, or there are not so
+            many views.
     """
-    return decode(table, distributions(trained, table, flip))
+    return decode(table, distributions(trained, table, views))
 
 
 def distributions(
-    trained: Trained | Sequence[Trained], table: pd.DataFrame, flip: bool | None = None
+    trained: Trained | Sequence[Trained], table: pd.DataFrame, views: int | None = None
 ) -> np.ndarray:
     """The predicted probability of each age 0..100: float32 (faces, 101)."""
     if table.empty:
@@ -42,12 +44,11 @@ def distributions(
     total = np.zeros((len(table), N_AGES), dtype=np.float32)
     for model, recipe in several:
         model.to(device).eval()
-        batches = loading.loader(
-            loading.Faces(table, recipe.image_size), 64, env.workers(device)
-        )
-        flips = recipe.flip_at_test if flip is None else flip
+        several_views = recipe.views_at_test if views is None else views
+        faces = loading.Faces(table, recipe.image_size, views=several_views)
+        batches = loading.loader(faces, 64, env.workers(device))
         bar = tqdm(batches, "predicting", delay=2, leave=False)
-        total += infer(model, bar, device, flips)
+        total += infer(model, bar, device)
     return total / len(several)
 
 
@@ -56,7 +57,6 @@ def infer(
     model: AgeModel,
     batches: Iterable,
     device: torch.device,
-    flip: bool,
     gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
 ) -> np.ndarray:
     """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order.
@@ -69,10 +69,9 @@ def infer(
     for images, _, _ in batches:
         images = images.to(device, non_blocking=True)
         with torch.autocast(device.type, precision, enabled=precision is not None):
-            probabilities = model.probabilities(images)
-            if flip:
-                mirrored = model.probabilities(images.flip(3))
-                probabilities = (probabilities + mirrored) / 2
+            probabilities = model.probabilities(images.flatten(0, 1))
+        # the mean over each face's views
+        probabilities = probabilities.unflatten(0, images.shape[:2]).mean(1)
         rows.append(gather(probabilities).cpu())
     return torch.cat(rows).numpy()
 

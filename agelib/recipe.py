@@ -14,8 +14,8 @@ class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `dropout`, `drop_path`, `flip`, `grayscale` and
-    `erasing` probabilities.
+    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
+    probabilities.
     """
 
     name: str
@@ -27,7 +27,6 @@ class Recipe:
     # the stem and so many stages keep their ImageNet weights: no gradients, less time
     frozen_stages: int = 0
     dropout: float = 0.0
-    drop_path: float = 0.0
     batch_size: int = 64
     # "distribution" predicts a share for each age 0..100, "regression" one number
     head: str = "distribution"
@@ -48,7 +47,8 @@ class Recipe:
     light: float = 0.2
     grayscale: float = 0.1
     erasing: float = 0.0
-    flip_at_test: bool = True
+    # so many views of a face are predicted and averaged
+    views_at_test: int = 3
     # one of so many folds is held out for validation
     folds: int = 10
     seed: int = 0
@@ -85,7 +85,7 @@ _ORIGINAL = Recipe(
     shift=0.0,
     light=0.0,
     grayscale=0.0,
-    flip_at_test=False,
+    views_at_test=1,
 )
 _QUICK = Recipe(
     "quick",

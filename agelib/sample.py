@@ -131,8 +131,8 @@ def draw_wall(
         )
         row, column = divmod(number, columns)
         middle = 310 * column + 155, 310 * row + 155
-        at = [m - s // 2 for m, s in zip(middle, frame.size, strict=True)]
-        wall.paste(frame, at, frame)
+        corner = [m - s // 2 for m, s in zip(middle, frame.size, strict=True)]
+        wall.paste(frame, corner, frame)
     return wall
 
 

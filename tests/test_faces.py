@@ -38,7 +38,7 @@ def test_a_face_whose_points_lie_as_in_training_is_its_own_crop():
     assert centre == pytest.approx([100 + 100j])
 
 
-def test_theframing_follows_size_place_and_turn():
+def test_the_framing_follows_size_place_and_turn():
     points = [at_points(120, 30, 50 + 70j), at_points(40, -15, 300 + 10j)]
     scale, centre = faces.framing(np.array(points))
     assert abs(scale) == pytest.approx([120, 40])

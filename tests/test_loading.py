@@ -17,12 +17,28 @@ def test_an_image_that_breaks_after_the_check_is_named_when_loaded(dataset):
 
 
 def test_an_item_is_the_resized_rgb_image_its_age_and_its_row(dataset):
-    image, age, row = loading.Faces(data.read_train(dataset), 24)[6]
-    assert image.shape == (3, 24, 24)
-    assert image.dtype == torch.uint8
+    images, age, row = loading.Faces(data.read_train(dataset), 24)[6]
+    assert images.shape == (1, 3, 24, 24)
+    assert images.dtype == torch.uint8
     assert (age, row) == (13, 6)
     # the light of a test face is 40 + 2 * age
-    assert image.float().mean() == pytest.approx(40 + 2 * 13, abs=2)
+    assert images.float().mean() == pytest.approx(40 + 2 * 13, abs=2)
+
+
+def test_a_face_has_six_views_half_of_them_mirrored_some_closer_some_wider(dataset):
+    faces = data.read_train(dataset)
+    rows = np.arange(50, 250, dtype="uint8")
+    image = Image.fromarray(np.add.outer(rows * 0, rows))  # lighter to the right
+    image.save(faces["path"][0], format="PNG")
+    views = loading.Faces(faces, 200, views=6)[0][0][:, 0].float()
+    middle = views[:, 100]
+    lighter = (middle[:, 120] - middle[:, 80]) / 40
+    # a pixel of light a pixel, fewer where the face is larger, falling if mirrored
+    expected = [1, -1 / 0.9, -1 / 1.1, -1, 1 / 0.9, 1 / 1.1]
+    assert lighter.tolist() == pytest.approx(expected, abs=0.04)
+    for count in (0, 7):
+        with pytest.raises(ValueError, match=f"1 to 6 views of a face, not {count}"):
+            loading.Faces(faces, 200, views=count)
 
 
 def test_augmentation_changes_with_the_epoch_and_follows_the_seed_alone(dataset):

@@ -17,7 +17,7 @@ def test_the_original_recipe_is_the_first_solution():
     assert (r.flip, r.rotation, r.zoom, r.shift, r.light, r.grayscale) == (
         *(0.5, 0, 0, 0, 0, 0),
     )
-    assert (r.ema_decay, r.flip_at_test) == (0, False)
+    assert (r.ema_decay, r.views_at_test) == (0, 1)
 
 
 def test_recipes_carry_their_own_names_and_cannot_be_changed():

@@ -1,9 +1,10 @@
-"""Which choices lower the error: ablation.py DATASET OUT [--runs VARIANT/SEED ...].
+"""Which choices lower the error: ablation.py DATASET OUT base/0 VARIANT/SEED ...
 
 Each run trains on the same nine tenths of the labelled faces and differs from `base`
 in one choice: `base` is the recipe `quick` with the first three stages frozen, about
-six minutes on two cores. Runs that are complete in the folder OUT are not repeated.
-Without --runs, writes `ablation.csv` into OUT.
+six minutes on two cores. Writes `ablation_ages.csv`, what each run says of the
+validation faces, and `ablation.csv`, its error beside that of `base` with the same
+seed. Runs that are in the tables are not repeated.
 """
 
 import argparse
@@ -66,14 +67,6 @@ def ordinal(outputs: torch.Tensor, age: torch.Tensor, recipe: Recipe) -> torch.T
     target = (age[:, None] > AGES[:-1] + 0.5).float()
     loss = torch.nn.functional.binary_cross_entropy(older, target, reduction="none")
     return loss.sum(1).mean()
-
-
-def ranked(outputs: torch.Tensor, age: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """The cross-entropy to soft labels plus a tenth of the ranked probability score."""
-    older = 1 - outputs.softmax(1).cumsum(1)[:, :-1]
-    target = (age[:, None] > AGES[:-1] + 0.5).float()
-    score = (older - target).square().sum(1).mean()
-    return _LOSS(outputs, age, replace(recipe, l1_weight=0.0)) + 0.1 * score
 
 
 _LOSS = loop.age_loss
@@ -164,10 +157,6 @@ def without_disagreeing_copies(faces: pd.DataFrame, out: Path) -> pd.DataFrame:
     return faces[faces.groupby("digest")["age"].transform("nunique") == 1]
 
 
-def copies_agree(faces: pd.DataFrame, out: Path) -> pd.DataFrame:
-    return faces.assign(age=faces.groupby("digest")["age"].transform("median"))
-
-
 def without_doubtful_labels(
     faces: pd.DataFrame, out: Path, share: float
 ) -> pd.DataFrame:
@@ -183,7 +172,7 @@ def without_doubtful_labels(
         third = faces["fold"] % 3 == part
         run = out / f"out_of_fold-{part}"
         _FIT(replace(BASE, name=run.name), faces[~third], faces[third], run)
-        predicted.append(_read(run / "validation.csv"))
+        predicted.append(pd.read_csv(run / "validation.csv"))
     predicted = pd.concat(predicted).set_index("path").loc[faces["path"]]
     score = get_label_quality_scores(
         faces["age"].to_numpy(float), predicted["pred_age"].to_numpy()
@@ -197,47 +186,30 @@ def without_doubtful_labels(
 VARIANTS: dict[str, Recipe | tuple[Recipe, Callable]] = {
     "base": BASE,
     "original": ORIGINAL,
-    "original but for augmentation": replace(
-        ORIGINAL,
-        **{
-            choice: getattr(BASE, choice)
-            for choice in ("rotation", "zoom", "shift", "light", "grayscale")
-        },
-    ),
     # what is predicted, and its loss
     "L1 regression": replace(BASE, head="regression"),
     "label_std 1": replace(BASE, label_std=1.0),
     "label_std 2.5": replace(BASE, label_std=2.5),
-    "label_std 4": replace(BASE, label_std=4.0),
     "one-hot labels": (BASE, loss(one_hot_only)),
     "two-hot labels": (BASE, loss(two_hot)),
     "mean-variance loss": (BASE, loss(mean_variance)),
     "ordinal loss": (BASE, loss(ordinal)),
-    "ranked probability": (BASE, loss(ranked)),
     "l1_weight 0": replace(BASE, l1_weight=0.0),
-    "l1_weight 0.5": replace(BASE, l1_weight=0.5),
     # how it is learned
-    "learning rate 1e-3": replace(BASE, learning_rate=1e-3),
-    "learning rate 4e-3": replace(BASE, learning_rate=4e-3),
+    "adam": replace(BASE, optimizer="adam", weight_decay=0.0),
     "step schedule": replace(BASE, schedule="step", step_epochs=1),
     "no warm-up": replace(BASE, warmup_epochs=0.0),
-    "weight decay 0": replace(BASE, weight_decay=0.0),
+    "learning rate 1e-3": replace(BASE, learning_rate=1e-3),
     "weight decay 0.1": replace(BASE, weight_decay=0.1),
-    "adam": replace(BASE, optimizer="adam", weight_decay=0.0),
-    "no EMA": replace(BASE, ema_decay=0.0),
-    "EMA 0.99": replace(BASE, ema_decay=0.99),
     "layer decay 0.85": (BASE, partial(layer_decay, 0.85)),
+    "no EMA": replace(BASE, ema_decay=0.0),
     "all stages learn": replace(BASE, frozen_stages=0),
-    "dropout 0.2": replace(BASE, dropout=0.2),
-    "drop path 0.1": replace(BASE, drop_path=0.1),
     # the images
     "flip only": replace(
         BASE, rotation=0.0, zoom=0.0, shift=0.0, light=0.0, grayscale=0.0
     ),
-    "no rotation": replace(BASE, rotation=0.0),
-    "no zoom, shift": replace(BASE, zoom=0.0, shift=0.0),
-    "no light": replace(BASE, light=0.0),
-    "no grayscale": replace(BASE, grayscale=0.0),
+    "no rotation, zoom, shift": replace(BASE, rotation=0.0, zoom=0.0, shift=0.0),
+    "no light, grayscale": replace(BASE, light=0.0, grayscale=0.0),
     "erasing 0.3": replace(BASE, erasing=0.3),
     "mixup 0.2": (BASE, partial(mixup, 0.2)),
     "RandAugment": (BASE, partial(randaugment, 5)),
@@ -246,7 +218,6 @@ VARIANTS: dict[str, Recipe | tuple[Recipe, Callable]] = {
     # the labels
     "rare ages, root": (BASE, partial(weighted, 0.5)),
     "no disagreeing copies": (BASE, training_faces(without_disagreeing_copies)),
-    "copies agree": (BASE, training_faces(copies_agree)),
     "no doubtful 2%": (
         BASE,
         training_faces(partial(without_doubtful_labels, share=0.02)),
@@ -254,81 +225,94 @@ VARIANTS: dict[str, Recipe | tuple[Recipe, Callable]] = {
 }
 
 
-def run(name: str, seed: int, dataset: Path, out: Path) -> None:
+def train_one(name: str, seed: int, dataset: Path, run: Path) -> None:
     chosen, change = VARIANTS[name], None
     if isinstance(chosen, tuple):
         chosen, change = chosen
     if change:
         change()
-    faces = data.split(data.read_train(dataset), 10, seed=0)
+    faces = data.split(data.read_train(dataset))
     held_out = faces["fold"] == 0
     chosen = replace(chosen, name=name, seed=seed)
-    train.fit(chosen, faces[~held_out], faces[held_out], folder(out, name, seed))
+    train.fit(chosen, faces[~held_out], faces[held_out], run)
 
 
-def folder(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name.replace(' ', '_')}-{seed}"
+def collect(run: Path, label: str, out: Path) -> None:
+    """Adds a complete run's validation ages and its time to the tables in OUT."""
+    predicted = pd.read_csv(run / "validation.csv")
+    ages = _read(out / "ablation_ages.csv", predicted[["file_id", "age"]])
+    runs = _read(out / "ablation.csv", pd.DataFrame({"run": []}))
+    if ages["file_id"].tolist() != predicted["file_id"].tolist():
+        raise ValueError(f"{out / 'ablation_ages.csv'} is of other validation faces.")
+    history = pd.read_csv(run / "history.csv")
+    row = {
+        "run": label,
+        "epochs": len(history),
+        "minutes": round(history["seconds"].sum() / 60, 1),
+    }
+    ages[label] = predicted["pred_age"].round(2)
+    ages.to_csv(out / "ablation_ages.csv", index=False)
+    pd.concat([runs, pd.DataFrame([row])]).to_csv(out / "ablation.csv", index=False)
 
 
-def table(out: Path) -> pd.DataFrame:
-    """One row a complete run, beside `base` with the same seed on the same faces."""
+def judge(ages: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs' errors, and how far from that of `base` with the same seed.
+
+    Each with its 95% bootstrap interval, over the faces; of the difference, over the
+    same faces. `of_all_seeds` is the difference of a variant's mean over its seeds.
+    """
     rows = []
-    for name, chosen in VARIANTS.items():
-        for seed in range(9):
-            done, base = folder(out, name, seed), folder(out, "base", seed)
-            history = _read(done / "history.csv")
-            epochs = (chosen[0] if isinstance(chosen, tuple) else chosen).epochs
-            if len(history) < epochs or not (base / "validation.csv").is_file():
-                continue
-            predicted = _read(done / "validation.csv")
-            difference = _absolute(predicted) - _absolute(
-                _read(base / "validation.csv")
-            )
-            interval = bootstrap((difference,), np.mean, n_resamples=2000, rng=0)
-            low, high = interval.confidence_interval
-            summary = metrics.summary(predicted)
-            rows.append(
-                {
-                    "variant": name,
-                    "seed": seed,
-                    "epochs": epochs,
-                    "minutes": history["seconds"].sum() / 60,
-                    **summary[["mae", "low", "high", "within_5"]],
-                    "against_base": difference.mean(),
-                    "against_base_low": low,
-                    "against_base_high": high,
-                }
-            )
-    return pd.DataFrame(rows).round(3)
+    for run in runs.itertuples():
+        variant, seed = run.run.rsplit("/", 1)
+        error, base = ages[run.run] - ages["age"], ages[f"base/{seed}"] - ages["age"]
+        further = (error.abs() - base.abs()).to_numpy()
+        interval = bootstrap((further,), np.mean, n_resamples=2000, rng=0)
+        told = metrics.summary(ages[["age"]].assign(pred_age=ages[run.run]))
+        rows.append(
+            {
+                "run": run.run,
+                "epochs": run.epochs,
+                "minutes": run.minutes,
+                **told[["mae", "low", "high", "within_5"]],
+                "against_base": further.mean(),
+                "against_base_low": interval.confidence_interval.low,
+                "against_base_high": interval.confidence_interval.high,
+                "variant": variant,
+            }
+        )
+    table = pd.DataFrame(rows)
+    by_variant = table.groupby("variant")["against_base"]
+    table["of_all_seeds"] = by_variant.transform("mean")
+    return table.drop(columns="variant").round(3)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
-def _absolute(predicted: pd.DataFrame) -> np.ndarray:
-    return np.abs(metrics.errors(predicted))
+def _read(path: Path, otherwise: pd.DataFrame) -> pd.DataFrame:
+    return pd.read_csv(path) if path.is_file() else otherwise
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--runs", nargs="*", default=[])
-    parser.add_argument("--one", action="store_true")
+    parser.add_argument("runs", nargs="*", metavar="VARIANT/SEED")
+    # how the script calls itself
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    for text in asked.runs:
-        name, seed = text.rsplit("/", 1)
+    for label in asked.runs:
+        name, seed = label.rsplit("/", 1)
+        run = asked.out / "runs" / label.replace("/", "-")
         if asked.one:
-            run(name, int(seed), asked.dataset, asked.out)
-        else:
+            train_one(name, int(seed), asked.dataset, run)
+        elif label not in _read(asked.out / "ablation_ages.csv", pd.DataFrame()):
             # a process each: a variant changes the package it runs in
             again = [sys.executable, __file__, asked.dataset, asked.out]
-            subprocess.run([*again, "--one", "--runs", text], check=True)
+            subprocess.run([*again, label, "--one"], check=True)
+            collect(run, label, asked.out)
     if not asked.one:
-        runs = table(asked.out)
-        runs.to_csv(asked.out / "ablation.csv", index=False)
-        print(runs.to_string())
+        ages = pd.read_csv(asked.out / "ablation_ages.csv")
+        judged = judge(ages, pd.read_csv(asked.out / "ablation.csv"))
+        judged.to_csv(asked.out / "ablation.csv", index=False)
+        print(judged.to_string())
 
 
 if __name__ == "__main__":

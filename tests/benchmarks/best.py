@@ -1,4 +1,4 @@
-"""What several models say together: best.py DATASET OUT MODEL [MODEL ...].
+"""What several models say together: best.py DATASET OUT MODEL [MODEL ...] [--views N].
 
 Averages the models' distributions over ages, as notebook 4 does with `MODELS`, and
 writes `validation.csv` and `submission.csv` into OUT. All models must have held out the
@@ -19,12 +19,13 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--views", type=int, help="of each face, else the recipes'")
     asked = parser.parse_args()
     faces = data.split(data.read_train(asked.dataset))
     held_out = faces[faces["fold"] == 0]
     several = {str(path): model.load(path) for path in asked.models}
     apart = {
-        name: predict.distributions(trained, held_out)
+        name: predict.distributions(trained, held_out, asked.views)
         for name, trained in several.items()
     }
     predicted = {
@@ -37,7 +38,9 @@ def main() -> None:
     together = predicted["together"].round(3)
     together["path"] = "train/" + together["file_id"]
     runs.write_csv(together, asked.out / "validation.csv")
-    tested = predict.predict([*several.values()], data.read_test(asked.dataset))
+    tested = predict.predict(
+        [*several.values()], data.read_test(asked.dataset), asked.views
+    )
     template = asked.dataset / "submission.csv"
     predict.write_submission(tested, template, asked.out / "submission.csv")
 

@@ -17,6 +17,7 @@ from agelib import data, metrics, model, predict
 from agelib.predict import Trained
 
 AGES = np.arange(model.N_AGES)
+VIEWS = 1, 2, 3, 6
 
 
 def decoded(faces: pd.DataFrame, p: np.ndarray) -> dict[str, pd.DataFrame]:
@@ -39,26 +40,31 @@ def averaged(several: list[Trained]) -> Trained:
 def compare(runs: list[Path], faces: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
     """One row a way to read ages off the runs' models."""
     several = {run.name: model.load(run / "model.safetensors") for run in runs}
-    predicted, together = {}, []
-    for name, trained in several.items():
-        own = trained[1].image_size
-        for flip in (False, True):
-            predicted[name, own, flip] = predict.distributions(trained, faces, flip)
-        together.append(predicted[name, own, True])
-        for size in sizes:
-            other = trained[0], replace(trained[1], image_size=size)
-            predicted[name, size, True] = predict.distributions(other, faces, True)
+    predicted = {
+        (name, trained[1].image_size, views): predict.distributions(
+            trained, faces, views
+        )
+        for name, trained in several.items()
+        for views in VIEWS
+    } | {
+        (name, size, 3): predict.distributions(
+            (trained[0], replace(trained[1], image_size=size)), faces, 3
+        )
+        for name, trained in several.items()
+        for size in sizes
+    }
     if len(several) > 1:
-        predicted["together", 0, True] = np.mean(together, axis=0)
-        if len({trained[1].backbone for trained in several.values()}) == 1:
-            soup = averaged(list(several.values()))
-            p = predict.distributions(soup, faces, True)
-            predicted["averaged weights", soup[1].image_size, True] = p
+        together = list(several.values())
+        predicted["together", 0, 3] = predict.distributions(together, faces, 3)
+        if len({trained[1].backbone for trained in together}) == 1:
+            soup = averaged(together)
+            p = predict.distributions(soup, faces, 3)
+            predicted["averaged weights", soup[1].image_size, 3] = p
     rows = []
-    for (name, size, flip), p in predicted.items():
+    for (name, size, views), p in predicted.items():
         for decoding, table in decoded(faces, p).items():
             summary = metrics.summary(table)[["mae", "low", "high", "within_5", "bias"]]
-            way = {"model": name, "size": size, "flip": flip, "decoding": decoding}
+            way = {"model": name, "size": size, "views": views, "decoding": decoding}
             rows.append(way | dict(summary))
     return pd.DataFrame(rows).round(3)
 

@@ -133,7 +133,7 @@ def our_prediction() -> float:
     recipe = Recipe("speed", LITE0, image_size=160, epochs=1)
     trained = model.create(recipe, pretrained=False), recipe
     table = faces(1024)
-    return len(table) / _seconds(predict.predict, trained, table, flip=True)
+    return len(table) / _seconds(predict.predict, trained, table, views=2)
 
 
 def peak_memory(thousands: int) -> float:
