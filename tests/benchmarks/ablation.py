@@ -1,10 +1,10 @@
 """Which choices lower the error: ablation.py DATASET OUT base/0 VARIANT/SEED ...
 
 Each run trains on the same nine tenths of the labelled faces and differs from `base`
-in one choice: `base` is the recipe `quick` with the first three stages frozen, about
-six minutes on two cores. Writes `ablation_ages.csv`, what each run says of the
-validation faces, and `ablation.csv`, its error beside that of `base` with the same
-seed. Runs that are in the tables are not repeated.
+in one choice: `base` is the recipe `quick`, about six minutes on two cores. Writes
+`ablation_ages.csv`, what each run says of the validation faces, and `ablation.csv`, its
+error beside that of `base` with the same seed. Runs that are in the tables are not
+repeated.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from agelib import data, loading, loop, metrics, model, recipe, train
 from agelib.recipe import Recipe
 
-BASE = replace(recipe.get("quick"), name="base", frozen_stages=3)
+BASE = recipe.get("quick")
 # the first solution's choices, but for what costs time
 ORIGINAL = replace(
     recipe.get("original"),
