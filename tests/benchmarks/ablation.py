@@ -266,7 +266,9 @@ def judge(ages: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         variant, seed = run.run.rsplit("/", 1)
         error, base = ages[run.run] - ages["age"], ages[f"base/{seed}"] - ages["age"]
         further = (error.abs() - base.abs()).to_numpy()
-        interval = bootstrap((further,), np.mean, n_resamples=2000, rng=0)
+        interval = bootstrap(
+            (further,), np.mean, n_resamples=2000, method="percentile", rng=0
+        )
         told = metrics.summary(ages[["age"]].assign(pred_age=ages[run.run]))
         rows.append(
             {
