@@ -301,6 +301,13 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     for label in asked.runs:
+        name, _, seed = label.rpartition("/")
+        if name not in VARIANTS or not seed.isdigit():
+            parser.error(
+                f"no run {label!r}: VARIANT/SEED, as base/0. The variants: "
+                f"{', '.join(VARIANTS)}."
+            )
+    for label in asked.runs:
         name, seed = label.rsplit("/", 1)
         run = asked.out / "runs" / label.replace("/", "-")
         if asked.one:
