@@ -1,9 +1,9 @@
 """A network that learns from others: distil.py DATASET OUT MODEL [MODEL ...].
 
 A label is one opinion about a face, and often years off; what trained networks say of
-it, though they have seen that label, may be nearer to what most would say. The student is
-the Lite0 of the recipe `cpu`, trained anew for 20 epochs of up to 160 px, on a tenth of
-the label and nine tenths of the teachers' mean distribution (Hinton et al. 2015;
+it, though they have seen that label, may be nearer to what most would say. The student
+is the Lite0 of the recipe `cpu`, trained anew for 20 epochs of up to 160 px, on a tenth
+of the label and nine tenths of the teachers' mean distribution (Hinton et al. 2015;
 born-again networks, Furlanello et al. 2018). The teachers must have held out the same
 faces. OUT is a run's folder: it holds `taught.npy`, what the teachers say, and
 `model.safetensors` of the best epoch. A run that was interrupted goes on.
