@@ -89,7 +89,7 @@ class Loop:
             decay_epochs=recipe.step_epochs,
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.learning_rate / 100,
-            step_on_epochs=recipe.schedule == "step",
+            step_on_epochs=False,
             updates_per_epoch=len(batches),
         )
         self.net, self.optimizer, self.batches, self.held_out = accelerator.prepare(
@@ -153,7 +153,6 @@ class Loop:
     def train_epoch(self, epoch: int, bar: tqdm) -> None:
         """What is left of one pass over the training faces."""
         self.batches.set_epoch(epoch)
-        self.schedule.step(epoch)
         self.net.train()
         n = len(self.batches)
         done = self.updates - epoch * n

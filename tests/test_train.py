@@ -338,12 +338,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run, monkey
         run()
 
 
-def test_the_original_choices_follow_the_step_schedule(run):
+@pytest.mark.parametrize("warmup_epochs", [0, 0.5])
+def test_the_original_choices_follow_the_step_schedule(run, warmup_epochs):
+    """A warm-up of half an epoch has ended when the epoch's last rate is noted."""
     history = run(
         head="regression",
         schedule="step",
         step_epochs=1,
-        warmup_epochs=0,
+        warmup_epochs=warmup_epochs,
         optimizer="adam",
     )
     np.testing.assert_allclose(history["lr"], [2e-3, 2e-4, 2e-5])
