@@ -95,7 +95,15 @@ def run_all(page, address: str, name: str, pictures: Path) -> list[str]:
     page.set_viewport_size({"width": 1280, "height": HEIGHT})
     page.goto(address.format(name))
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    choose(page, "Run All Cells")
+    started = page.locator(
+        ".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]")
+    )
+    # a kernel that says idle may still be connecting, and what it is told then is lost
+    for _ in range(3):
+        choose(page, "Run All Cells")
+        page.wait_for_timeout(3000)
+        if started.count():
+            break
     wrong, bars = wait_for_cells(page)
     for kind, mime in {
         "errors": "application/vnd.jupyter.error",
@@ -193,8 +201,9 @@ def main() -> None:
             executable_path=chromium, args=["--no-sandbox"]
         ) as browser,
     ):
-        every = sorted(p.name for p in (REPOSITORY / "notebooks").glob("*.ipynb"))
+        every = sorted(p.stem for p in (REPOSITORY / "notebooks").glob("*.ipynb"))
         for name in asked.notebooks or every:
+            name = f"{name.removesuffix('.ipynb')}.ipynb"
             theme = "dark" if asked.dark else "light"
             # twice as many pixels as points, as on most laptops
             page = browser.new_page(device_scale_factor=2)
