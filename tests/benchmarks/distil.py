@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from agelib import data, loop, model, predict, recipe, train
+from agelib import data, loop, model, predict, recipe, runs, train
 from agelib.recipe import Recipe
 
 STUDENT = replace(recipe.get("cpu"), name="student", epochs=20, image_size=160, seed=2)
@@ -67,7 +67,8 @@ def main() -> None:
     if not stored.is_file():
         asked.out.mkdir(parents=True, exist_ok=True)
         teachers = [model.load(path) for path in asked.models]
-        np.save(stored, predict.distributions(teachers, faces[~held_out]))
+        with runs.replacing(stored) as unfinished:
+            np.save(unfinished, predict.distributions(teachers, faces[~held_out]))
     train.Loop = student_loop(torch.from_numpy(np.load(stored)))
     train.fit(STUDENT, faces[~held_out], faces[held_out], asked.out)
 
