@@ -271,33 +271,33 @@ def judge(ages: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """The runs' errors, and how far from that of `base` with the same seed.
 
     Each with its 95% bootstrap interval, over the faces; of the difference, over the
-    same faces. `of_all_seeds` is the difference of a variant's mean over its seeds.
+    same faces. `of_all_seeds` is a variant's difference averaged over its seeds.
     """
-    rows = []
-    for run in runs.itertuples():
-        variant, seed = run.run.rsplit("/", 1)
-        error, base = ages[run.run] - ages["age"], ages[f"base/{seed}"] - ages["age"]
-        further = (error.abs() - base.abs()).to_numpy()
-        interval = bootstrap(
-            (further,), np.mean, n_resamples=2000, method="percentile", rng=0
-        )
-        told = metrics.summary(ages[["age"]].assign(pred_age=ages[run.run]))
-        rows.append(
-            {
-                "run": run.run,
-                "epochs": run.epochs,
-                "minutes": run.minutes,
-                **told[["mae", "low", "high", "within_5"]],
-                "against_base": further.mean(),
-                "against_base_low": interval.confidence_interval.low,
-                "against_base_high": interval.confidence_interval.high,
-                "variant": variant,
-            }
-        )
-    table = pd.DataFrame(rows)
-    by_variant = table.groupby("variant")["against_base"]
-    table["of_all_seeds"] = by_variant.transform("mean")
-    return table.drop(columns="variant").round(3)
+    error = ages[runs["run"]].sub(ages["age"], axis=0).abs()
+    variant = runs["run"].str.rsplit("/", n=1).str[0].set_axis(runs["run"])
+    base = "base/" + runs["run"].str.rsplit("/", n=1).str[1]
+    further = error - error[base].set_axis(error.columns, axis=1)
+    of_all_seeds = further.T.groupby(variant).mean().T[variant]
+    told = pd.DataFrame(
+        metrics.summary(ages[["age"]].assign(pred_age=ages[run])) for run in error
+    )
+    parts = (
+        runs[["run", "epochs", "minutes"]],
+        told[["mae", "low", "high", "within_5"]],
+        mean_interval(further).add_prefix("against_base"),
+        mean_interval(of_all_seeds).add_prefix("of_all_seeds"),
+    )
+    return pd.concat([part.reset_index(drop=True) for part in parts], axis=1).round(3)
+
+
+def mean_interval(columns: pd.DataFrame) -> pd.DataFrame:
+    """One row a column: its mean, and the ends of that mean's bootstrap interval."""
+    found = bootstrap(
+        (columns.to_numpy(),), np.mean, n_resamples=2000, method="percentile", rng=0
+    ).confidence_interval
+    return pd.DataFrame(
+        {"": columns.mean().to_numpy(), "_low": found.low, "_high": found.high}
+    )
 
 
 def _read(path: Path, otherwise: pd.DataFrame) -> pd.DataFrame:
