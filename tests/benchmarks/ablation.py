@@ -8,9 +8,11 @@ repeated.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -253,7 +255,7 @@ def collect(run: Path, label: str, out: Path) -> None:
     """Adds a complete run's validation ages and its time to the tables in OUT."""
     predicted = pd.read_csv(run / "validation.csv")
     ages = _read(out / "ablation_ages.csv", predicted[["file_id", "age"]])
-    runs = _read(out / "ablation.csv", pd.DataFrame({"run": []}))
+    runs = _read(out / "ablation.csv", pd.DataFrame())
     if ages["file_id"].tolist() != predicted["file_id"].tolist():
         raise ValueError(f"{out / 'ablation_ages.csv'} is of other validation faces.")
     history = pd.read_csv(run / "history.csv")
@@ -309,6 +311,13 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", nargs="*", metavar="VARIANT/SEED")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="trainings at a time, which share the cores (one thread each trains 1.16 "
+        "times as many faces a second as one training with two)",
+    )
     # how the script calls itself
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -319,21 +328,31 @@ def main() -> None:
                 f"no run {label!r}: VARIANT/SEED, as base/0. The variants: "
                 f"{', '.join(VARIANTS)}."
             )
-    for label in asked.runs:
-        name, seed = label.rsplit("/", 1)
-        run = asked.out / "runs" / label.replace("/", "-")
-        if asked.one:
+    run_of = {
+        label: asked.out / "runs" / label.replace("/", "-") for label in asked.runs
+    }
+    if asked.one:
+        for label, run in run_of.items():
+            name, seed = label.rsplit("/", 1)
             train_one(name, int(seed), asked.dataset, run)
-        elif label not in _read(asked.out / "ablation_ages.csv", pd.DataFrame()):
-            # a process each: a variant changes the package it runs in
-            again = [sys.executable, __file__, asked.dataset, asked.out]
-            subprocess.run([*again, label, "--one"], check=True)
-            collect(run, label, asked.out)
-    if not asked.one:
-        ages = pd.read_csv(asked.out / "ablation_ages.csv")
-        judged = judge(ages, pd.read_csv(asked.out / "ablation.csv"))
-        judged.to_csv(asked.out / "ablation.csv", index=False)
-        print(judged.to_string())
+        return
+    # a process each: a variant changes the package it runs in
+    again = [sys.executable, __file__, asked.dataset, asked.out, "--one"]
+    threads = str(max(1, os.cpu_count() // asked.jobs))
+
+    def train_apart(label: str) -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        subprocess.run([*again, label], check=True, env=environment)
+        return label
+
+    there = _read(asked.out / "ablation_ages.csv", pd.DataFrame())
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for label in pool.map(train_apart, [run for run in run_of if run not in there]):
+            collect(run_of[label], label, asked.out)
+    ages = pd.read_csv(asked.out / "ablation_ages.csv")
+    judged = judge(ages, pd.read_csv(asked.out / "ablation.csv"))
+    judged.to_csv(asked.out / "ablation.csv", index=False)
+    print(judged.to_string())
 
 
 if __name__ == "__main__":
