@@ -326,7 +326,7 @@ def main() -> None:
         if name not in VARIANTS or not seed.isdigit():
             parser.error(
                 f"no run {label!r}: VARIANT/SEED, as base/0. The variants: "
-                f"{', '.join(VARIANTS)}."
+                f"{'; '.join(VARIANTS)}."
             )
     run_of = {
         label: asked.out / "runs" / label.replace("/", "-") for label in asked.runs
