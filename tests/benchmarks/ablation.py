@@ -337,12 +337,12 @@ def main() -> None:
             train_one(name, int(seed), asked.dataset, run)
         return
     # a process each: a variant changes the package it runs in
-    again = [sys.executable, __file__, asked.dataset, asked.out, "--one"]
+    again = [sys.executable, __file__, asked.dataset, asked.out]
     threads = str(max(1, os.cpu_count() // asked.jobs))
 
     def train_apart(label: str) -> str:
         environment = os.environ | {"OMP_NUM_THREADS": threads}
-        subprocess.run([*again, label], check=True, env=environment)
+        subprocess.run([*again, label, "--one"], check=True, env=environment)
         return label
 
     there = _read(asked.out / "ablation_ages.csv", pd.DataFrame())
