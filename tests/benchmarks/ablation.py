@@ -176,7 +176,8 @@ def without_doubtful_labels(
     """Leaves out the share of labels that models of the other faces doubt the most.
 
     Three models, each of two thirds of the faces, predict the other third; cleanlab
-    (Zhou et al. 2023) scores the labels.
+    (Zhou et al. 2023) scores the labels. The three are kept and serve every seed: two
+    seeds of this variant must not train at the same time.
     """
     from cleanlab.regression.rank import get_label_quality_scores
 
@@ -338,7 +339,7 @@ def main() -> None:
         return
     # a process each: a variant changes the package it runs in
     again = [sys.executable, __file__, asked.dataset, asked.out]
-    threads = str(max(1, os.cpu_count() // asked.jobs))
+    threads = str(max(1, torch.get_num_threads() // asked.jobs))
 
     def train_apart(label: str) -> str:
         environment = os.environ | {"OMP_NUM_THREADS": threads}
