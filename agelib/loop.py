@@ -108,14 +108,20 @@ class Loop:
             disable=not (self.bar and self.main),
         ) as bar:
             try:
-                for epoch in range(len(self.history), self.recipe.epochs):
+                while not self.is_complete():
+                    epoch = len(self.history)
                     self.check_time(epoch)
                     self.train_epoch(epoch, bar)
                     self.finish_epoch(epoch)
+                if len(self.history) < self.recipe.epochs:
+                    self.say(
+                        f"Ended early: the last {self.recipe.patience} epochs were no "
+                        "better than the best before them"
+                    )
             except (KeyboardInterrupt, TimeoutError) as stop:
                 if not self.history:
                     raise
-                reason = str(stop) or f"Interrupted in epoch {epoch + 1}"
+                reason = str(stop) or f"Interrupted in epoch {len(self.history) + 1}"
                 self.say(
                     f"{reason}. {self.folder} holds the best epoch so far; run again "
                     "to go on."
@@ -130,6 +136,14 @@ class Loop:
     def say(self, sentence: str) -> None:
         if self.main:
             tqdm.write(sentence)
+
+    def is_complete(self) -> bool:
+        """Whether all epochs are done, or the last of them gained nothing."""
+        errors = [row["val_mae"] for row in self.history]
+        n = self.recipe.patience
+        if 0 < n < len(errors) and min(errors[-n:]) >= min(errors[:-n]):
+            return True
+        return len(errors) == self.recipe.epochs
 
     def check_time(self, epoch: int) -> None:
         """Raises TimeoutError if the epoch would end after the deadline.
@@ -278,7 +292,7 @@ class Loop:
         """Goes back to the newest saved state, if there is one."""
         if states.load(self.accelerator, self.folder):
             done = len(self.history)
-            if done == self.recipe.epochs:
-                self.say(f"Already trained, all {done} epochs")
+            if self.is_complete():
+                self.say(f"Already trained: {done} of {self.recipe.epochs} epochs")
             else:
                 self.say(f"Going on in epoch {done + 1}, after step {self.updates}")

@@ -22,6 +22,8 @@ class Recipe:
     backbone: str
     image_size: int
     epochs: int
+    # fewer, if so many in a row are no better than the best before them
+    patience: int = 0
     # faces are learned at this size at first, growing to image_size by the last epoch
     first_size: int = 0
     # the stem and so many stages keep their ImageNet weights: no gradients, less time
@@ -90,13 +92,14 @@ _ORIGINAL = Recipe(
 _QUICK = Recipe(
     "quick",
     "tf_efficientnet_lite0.in1k",
-    image_size=96,
+    image_size=128,
     epochs=3,
     frozen_stages=3,
 )
 # a longer training sees each face more often, and can bear that it changes more
 _LONGER = {
     "epochs": 30,
+    "patience": 4,
     "first_size": 96,
     "dropout": 0.2,
     "ema_decay": 0.999,
@@ -117,7 +120,13 @@ _GPU = Recipe(
 )
 # drawn faces look less like ImageNet's photos than real ones: all stages learn
 _SAMPLE = replace(
-    _QUICK, name="sample", epochs=12, batch_size=16, frozen_stages=0, folds=4
+    _QUICK,
+    name="sample",
+    image_size=96,
+    epochs=12,
+    batch_size=16,
+    frozen_stages=0,
+    folds=4,
 )
 
 RECIPES = {

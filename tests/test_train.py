@@ -79,6 +79,26 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 4
 
 
+def test_a_run_ends_after_as_many_epochs_in_vain_as_it_has_patience(
+    run, tmp_path, monkeypatch, capsys
+):
+    errors = [9.0, 9.5, 8.0, 8.0, 8.5]
+    choices = {"epochs": 9, "schedule": "constant", "warmup_epochs": 0}
+    told = iter(errors)
+    monkeypatch.setattr(loop.metrics, "mae", lambda _: next(told))
+    history = run(patience=2, **choices)
+    assert history["val_mae"].tolist() == errors
+    assert "Ended early: the last 2 epochs" in capsys.readouterr().out
+    # and stays ended
+    pd.testing.assert_frame_equal(run(patience=2, **choices), history)
+    assert "Already trained: 5 of 9 epochs" in capsys.readouterr().out
+    # the third epoch is kept
+    told = iter(errors)
+    run("short", **choices | {"epochs": 3})
+    expected, found = weights(tmp_path / "short"), weights(tmp_path / "run")
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
 def test_an_epoch_is_judged_and_kept_at_the_size_that_it_learned(
     run, tables, tmp_path, monkeypatch
 ):
@@ -289,7 +309,7 @@ def test_a_finished_run_is_not_trained_again(run, monkeypatch, capsys):
         loop.Loop, "train_epoch", lambda *_: pytest.fail("trained again")
     )
     pd.testing.assert_frame_equal(run(), first)
-    assert "Already trained, all 3 epochs" in capsys.readouterr().out
+    assert "Already trained: 3 of 3 epochs" in capsys.readouterr().out
 
 
 def test_the_seed_decides_the_outcome_and_the_worlds_randomness_is_left_alone(
