@@ -21,9 +21,14 @@ def age_loss(outputs: torch.Tensor, age: torch.Tensor, recipe: Recipe) -> torch.
     outputs = outputs.float()
     if recipe.head == "regression":
         return l1_loss(outputs[:, 0], age)
+    mean = (outputs.softmax(1) * torch.arange(N_AGES, device=age.device)).sum(1)
+    target = gaussian_labels(age, recipe.label_std)
+    error = l1_loss(mean, age.clamp(max=N_AGES - 1))
+    return cross_entropy(outputs, target) + recipe.l1_weight * error
+
+
+def gaussian_labels(age: torch.Tensor, std: float) -> torch.Tensor:
+    """Probabilities (faces, 101): a Gaussian, `std` years wide, around each age."""
     ages = torch.arange(N_AGES, device=age.device)
-    age = age.clamp(max=N_AGES - 1)
-    distance = (ages - age[:, None]) / recipe.label_std
-    target = (-distance.square() / 2).softmax(1)
-    mean = (outputs.softmax(1) * ages).sum(1)
-    return cross_entropy(outputs, target) + recipe.l1_weight * l1_loss(mean, age)
+    distance = (ages - age.clamp(max=N_AGES - 1)[:, None]) / std
+    return (-distance.square() / 2).softmax(1)

@@ -5,19 +5,19 @@ it, though they have seen that label, may be nearer to what most would say. The 
 is the Lite0 of the recipe `cpu`, trained anew for 20 epochs of up to 160 px, on a tenth
 of the label and nine tenths of the teachers' mean distribution (Hinton et al. 2015;
 born-again networks, Furlanello et al. 2018). The teachers must have held out the same
-faces. OUT is a run's folder: it holds `taught.npy`, what the teachers say, and
-`model.safetensors` of the best epoch. A run that was interrupted goes on.
+faces. OUT is a run's folder, with `model.safetensors` of the best epoch. A run that was
+interrupted goes on.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from agelib import data, loop, model, predict, recipe, runs, train
+from agelib import data, loop, model, predict, recipe, train
+from agelib.loss import gaussian_labels
 from agelib.recipe import Recipe
 
 STUDENT = replace(recipe.get("cpu"), name="student", epochs=20, image_size=160, seed=2)
@@ -35,8 +35,7 @@ def soft_loss(
         age: true ages in years (faces,).
         taught: the teachers' probabilities (faces, 101).
     """
-    distance = (AGES - age.clamp(max=model.N_AGES - 1)[:, None]) / recipe.label_std
-    label = (-distance.square() / 2).softmax(1)
+    label = gaussian_labels(age, recipe.label_std)
     target = SHARE_OF_TEACHERS * taught + (1 - SHARE_OF_TEACHERS) * label
     shift = ((outputs.softmax(1) - target) * AGES).sum(1)
     return cross_entropy(outputs, target) + recipe.l1_weight * shift.abs().mean()
@@ -63,13 +62,9 @@ def main() -> None:
     asked = parser.parse_args()
     faces = data.split(data.read_train(asked.dataset), STUDENT.folds)
     held_out = faces["fold"] == 0
-    stored = asked.out / "taught.npy"
-    if not stored.is_file():
-        asked.out.mkdir(parents=True, exist_ok=True)
-        teachers = [model.load(path) for path in asked.models]
-        with runs.replacing(stored) as unfinished:
-            np.save(unfinished, predict.distributions(teachers, faces[~held_out]))
-    train.Loop = student_loop(torch.from_numpy(np.load(stored)))
+    teachers = [model.load(path) for path in asked.models]
+    taught = predict.distributions(teachers, faces[~held_out])
+    train.Loop = student_loop(torch.from_numpy(taught))
     train.fit(STUDENT, faces[~held_out], faces[held_out], asked.out)
 
 
