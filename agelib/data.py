@@ -5,7 +5,6 @@ labelled faces `age` in years. Train and test reuse file names: identity is the 
 """
 
 import hashlib
-import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError
-from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.auto import tqdm
+
+from agelib.images import decode_image
 
 OLDEST = 120
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -160,50 +160,12 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
 def _inspect(path: str) -> tuple[str, str | None]:
     try:
         content = Path(path).read_bytes()
-        decode(content)
+        decode_image(content)
     except OSError as error:
         return "", f"{path} ({error.strerror})"
     except ValueError as error:
         return "", f"{path} ({error})"
     return hashlib.md5(content, usedforsecurity=False).hexdigest(), None
-
-
-def decode(content: bytes, size: int | None = None) -> Image.Image:
-    """An encoded image in RGB, turned upright as its EXIF orientation says.
-
-    Args:
-        size: pixels a side that are enough: a larger image is reduced by a whole
-            factor, which makes JPEG decoding faster, but not below this.
-    Raises:
-        ValueError: if it is not a complete image of a kind that Pillow reads.
-    """
-    if not content:
-        raise ValueError("zero bytes")
-    try:
-        image = Image.open(io.BytesIO(content))
-        if size:
-            image.draft(None, (size, size))
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        factor = min(image.size) // size if size else 1
-        return image.reduce(factor) if factor > 1 else image
-    except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
-
-
-def read_image(path: str, size: int | None = None) -> Image.Image:
-    """An image file in RGB, upright, and reduced as `decode` does.
-
-    Raises:
-        ValueError: naming the file, if it can't be read.
-    """
-    try:
-        return decode(Path(path).read_bytes(), size)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Can't read the image {path}: {error}. Restore it or leave its row out."
-        ) from error
 
 
 def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:

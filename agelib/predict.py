@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from agelib import env, loading, runs
+from agelib import env, files, loading
 from agelib.model import N_AGES, AgeModel, folded
 from agelib.recipe import Recipe
 
@@ -132,7 +132,7 @@ def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.Data
     if wrong := table["file_id"][~np.isfinite(table["pred_age"])].tolist():
         raise ValueError(f"The age predicted for {_some(wrong)} is not finite.")
     submission = pd.DataFrame({"file_id": given, "age": table["pred_age"].round(3)})
-    runs.write_csv(submission, path)
+    files.write_csv(submission, path)
     return submission
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 from tqdm.contrib.concurrent import thread_map
 
-from agelib.data import read_image
+from agelib.images import read_image
 from agelib.metrics import require
 
 # Mean distance of the chroma from grey, in 8-bit steps. Of 23,290 faces 602 have none

@@ -6,7 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from agelib import runs
+from agelib import files
 
 _UNFINISHED = "state.unfinished"
 
@@ -22,7 +22,7 @@ def save(accelerator: Accelerator, folder: Path, step: int) -> None:
     Raises:
         OSError: if the disk takes no more; the earlier state is still there.
     """
-    with runs.writing(folder):
+    with files.writing(folder):
         accelerator.save_state(str(folder / _UNFINISHED))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

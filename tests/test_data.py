@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from agelib import data
+from agelib import data, images
 
 
 def rewrite(csv: Path, change: Callable[[str], str]) -> None:
@@ -170,12 +170,12 @@ def test_fewer_faces_than_folds_are_refused():
 
 def test_read_image_gives_rgb_or_names_the_file(dataset):
     path = dataset / "train" / "image_3.jpg"
-    assert data.read_image(str(path)).mode == "RGB"
+    assert images.read_image(str(path)).mode == "RGB"
     break_image(path, "truncated")
     with pytest.raises(ValueError, match=r"Can't read the image .*image_3\.jpg: "):
-        data.read_image(str(path))
+        images.read_image(str(path))
     with pytest.raises(ValueError, match=r"image_77\.jpg: .*No such file"):
-        data.read_image(str(path.with_name("image_77.jpg")))
+        images.read_image(str(path.with_name("image_77.jpg")))
 
 
 def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
@@ -183,7 +183,7 @@ def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
     exif = upright.getexif()
     exif[0x0112] = 6
     upright.save(tmp_path / "turned.jpg", exif=exif)
-    assert data.decode((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
+    assert images.decode_image((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -194,13 +194,13 @@ def test_a_large_image_is_reduced_but_not_below_the_size_that_is_enough(
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (1000, 600), (200, 30, 90)).save(path, exif=exif)
-    assert data.read_image(path).size == (600, 1000)
-    reduced = data.read_image(path, 96)
+    assert images.read_image(path).size == (600, 1000)
+    reduced = images.read_image(path, 96)
     assert 96 <= min(reduced.size) < 2 * 96
     assert reduced.height > reduced.width
     middle = reduced.getpixel((reduced.width // 2, reduced.height // 2))
     assert middle == pytest.approx((200, 30, 90), abs=3)
-    assert data.read_image(path, 601).size == (600, 1000)
+    assert images.read_image(path, 601).size == (600, 1000)
 
 
 def test_held_out_faces_are_found_where_they_lie_now(dataset, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from agelib import loop, model, predict, runs, train
+from agelib import files, loop, model, predict, train
 
 
 @pytest.fixture
@@ -142,6 +142,6 @@ def test_a_read_only_disk_ends_a_run_whose_model_is_still_of_use(
 
 def test_an_error_that_the_disk_is_not_to_blame_for_is_left_alone(tmp_path):
     for error in (RuntimeError("out of memory"), OSError(errno.EACCES, "not yours")):
-        with pytest.raises(type(error)) as raised, runs.writing(tmp_path):
+        with pytest.raises(type(error)) as raised, files.writing(tmp_path):
             raise error
         assert raised.value is error

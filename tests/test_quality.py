@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from agelib import data, quality
+from agelib import images, quality
 
 
 def picture(seed: int) -> Image.Image:
@@ -46,7 +46,7 @@ def test_grey_survives_the_noise_of_a_jpeg(faces):
     noisy = (np.asarray(picture(0).convert("L"))[..., None] + noise).clip(0, 255)
     table = faces(noisy=Image.fromarray(np.uint8(noisy)))
     chroma = (
-        np.asarray(data.read_image(table["path"].item()).convert("YCbCr"))[..., 1:]
+        np.asarray(images.read_image(table["path"].item()).convert("YCbCr"))[..., 1:]
         - 128.0
     )
     assert np.abs(chroma).max() >= 2

@@ -10,36 +10,6 @@ from tests.conftest import TINY
 FACES = pd.DataFrame({"digest": ["a", "b"], "age": [3.0, 50.0]})
 
 
-def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
-    path = tmp_path / "note.txt"
-    path.write_text("earlier")
-    with runs.replacing(path) as unfinished:
-        unfinished.write_text("later")
-        assert path.read_text() == "earlier"
-    assert path.read_text() == "later"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def fill_the_disk(path):
-    with runs.replacing(path) as unfinished:
-        unfinished.write_text("half")
-        raise OSError("disk full")
-
-
-def test_a_file_stays_when_the_block_fails(tmp_path):
-    path = tmp_path / "note.txt"
-    path.write_text("earlier")
-    with pytest.raises(OSError, match="disk full"):
-        fill_the_disk(path)
-    assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_table_is_written_without_its_index(tmp_path):
-    runs.write_csv(FACES, tmp_path / "faces.csv")
-    assert (tmp_path / "faces.csv").read_text() == "digest,age\na,3.0\nb,50.0\n"
-
-
 def test_a_claim_notes_recipe_and_faces_and_may_be_repeated(tmp_path):
     folder = tmp_path / "new" / "run"
     runs.claim(folder, TINY, FACES, FACES.head(1))

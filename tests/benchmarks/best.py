@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from agelib import data, metrics, model, predict, runs
+from agelib import data, files, metrics, model, predict
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     together = predicted["together"].round(3)
     together["path"] = "train/" + together["file_id"]
-    runs.write_csv(together, asked.out / "validation.csv")
+    files.write_csv(together, asked.out / "validation.csv")
     tested = predict.predict(
         [*several.values()], data.read_test(asked.dataset), asked.views
     )

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 from scenes import match, sample, scene
 
-from agelib import data, faces, metrics, model, mtcnn, predict
+from agelib import data, faces, images, metrics, model, mtcnn, predict
 
 UPRIGHT, TURNED = (0, 0), (5, 30)
 PICTURES = {
@@ -43,7 +43,7 @@ def points(table: pd.DataFrame) -> np.ndarray:
     rows = []
     for path in table["path"]:
         ground = Image.new("RGB", (800, 800), (110, 120, 130))
-        ground.paste(data.read_image(path).resize((400, 400)), (200, 200))
+        ground.paste(images.read_image(path).resize((400, 400)), (200, 200))
         points, _ = mtcnn.detect(np.asarray(ground))
         # the likeliest, unless it is some detail
         rows += [p for p in points[:1] if abs(p[1] - p[0]) > 80]
@@ -79,7 +79,7 @@ def displaced(table: pd.DataFrame, off: tuple, folder: Path) -> pd.DataFrame:
     zoom, down, turn = off
     paths = []
     for number, path in enumerate(table["path"]):
-        photo = data.read_image(path)
+        photo = images.read_image(path)
         place = faces.whole(photo)
         place["y"] += down * place["side"]
         place["side"] *= zoom

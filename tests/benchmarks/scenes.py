@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from agelib import data
+from agelib import data, images
 
 WIDTH, HEIGHT = 1000, 700
 
@@ -56,7 +56,7 @@ def scene(
         )
         free = (WIDTH / 3 - 1.42 * side) / 2
         x, y = cell_x + rng.uniform(-free, free), cell_y + rng.uniform(-15, 15)
-        photo = data.read_image(path).convert("RGBA")
+        photo = images.read_image(path).convert("RGBA")
         photo = photo.resize((round(side), round(side)), Image.Resampling.LANCZOS)
         photo = photo.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         at = round(x - photo.width / 2), round(y - photo.height / 2)

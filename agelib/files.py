@@ -1,0 +1,119 @@
+"""Files that are whole or not there, also after a power cut; errors of a full disk."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError
+
+# what a disk is that takes no more, and what to do about it
+_REFUSALS = {
+    errno.ENOSPC: ("full", "make room"),
+    errno.EDQUOT: ("full up to your quota", "make room"),
+    errno.EROFS: ("read-only", "make it writable"),
+}
+UNFINISHED = ".unfinished"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says in one sentence, whichever library writes, that the disk takes no more.
+
+    Raises:
+        OSError: if the folder's disk, or the share of it one may use, is full, or if it
+            is read-only.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error, folder)
+        if reason not in _REFUSALS:
+            raise
+        state, remedy = _REFUSALS[reason]
+        raise OSError(
+            f"The disk of {folder} is {state}: {remedy} and run again, a training goes "
+            "on from its last saved state."
+        ) from error
+
+
+def _reason(error: Exception, folder: Path) -> int | None:
+    """The system's number of the error, if a failed write has one."""
+    if isinstance(error, OSError):
+        return error.errno
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(told[1])
+    # torch's RuntimeError tells nothing, but what it wrote still fills the disk
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**20))
+    except OSError as refusal:
+        return refusal.errno
+    return None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name, for a file or a folder, that becomes `path` if all goes well.
+
+    If the block fails, the process dies or the power goes, what was at `path` before is
+    untouched: a disk may write a new name before the content, unless it is told to
+    write the content first.
+    """
+    # a folder, as safetensors writes yet another file beside the one it is given
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with writing(path.parent):
+        try:
+            # a link in its place would have us write elsewhere
+            remove(unfinished)
+            unfinished.mkdir()
+            yield unfinished / path.name
+            flush(unfinished / path.name)
+            os.replace(unfinished / path.name, path)
+            _flush_one(path.parent)
+        finally:
+            remove(unfinished)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or a folder with all it holds, is on the disk."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            flush(inside)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    # Windows opens no folders, and flushes no file that is open for reading alone
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it leads to) or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Writes the table without its index, all or nothing."""
+    with replacing(path) as unfinished:
+        table.to_csv(unfinished, index=False, encoding="utf-8")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text in UTF-8, whatever the machine's default is, all or nothing."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
