@@ -5,15 +5,18 @@ says what finding and cropping cost in years.
 """
 
 import io
+import itertools
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from agelib import mtcnn
+from agelib.images import SMALL, concern, decode_image, read_file
 
 # where both eyes, the nose and both corners of the mouth lie in the training faces, as
 # shares of the side, across + down * 1j: medians that tests/benchmarks/framing.py found
@@ -37,48 +40,25 @@ def uploaded(value: tuple | dict) -> bytes | None:
 def read_photo(photo: Path | str | bytes) -> Image.Image:
     """A photo, from a file or its content, in RGB and upright as its EXIF data say.
 
-    Transparent parts become white, 16 bits of grey become 8.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it can't be read, with the way out.
     """
     name = "The photo" if isinstance(photo, bytes) else str(photo)
-    content = photo if isinstance(photo, bytes) else _content(Path(photo))
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of photos that phones take, and refuses twice as large ones
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
-        raise ValueError(
-            f"{name} has more than {limit:.0f} megapixels: save it smaller."
+        if isinstance(photo, bytes):
+            return decode_image(photo)
+        return decode_image(read_file(photo))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"No photo at {name}: upload one, or correct the path."
         ) from None
-    except UnidentifiedImageError:
-        if content[4:8] == b"ftyp":
-            advice = "a HEIC photo: pip install pillow-heif and restart"
-        else:
-            advice = f"no image that Pillow {Image.__version__} reads"
-        raise ValueError(f"{name} is {advice}, or save it as a JPEG.") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is damaged ({error}): copy it again.") from error
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype("uint8"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"No photo at {path}: upload one, or correct the path.")
-    return path.read_bytes()
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{name} can't be read: {fault}. Try another copy of it, or save it anew "
+            "as a JPEG."
+        ) from error
 
 
 def find(photo: Image.Image) -> pd.DataFrame:
@@ -139,17 +119,42 @@ def whole(photo: Image.Image) -> pd.DataFrame:
 def crop(photo: Image.Image, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Saves each face as a PNG of 200 pixels a side; adds `file_id` and `path`.
 
-    What lies outside the photo is black, as it is in the training faces.
+    The files are `face_1.png`, `face_2.png` and so on, after those of other photos that
+    the folder holds: no crop ever replaces another. A face that is cropped again, all
+    pixels the same, gets its earlier file. What lies outside the photo is black, as it
+    is in the training faces. Warns of crops that show too little of a face.
 
     Args:
         found: columns `x`, `y`, `side`, `turn`, as from `find`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    names = [f"face_{number}.png" for number in range(1, len(found) + 1)]
-    paths = [str(Path(folder) / name) for name in names]
-    for path, face in zip(paths, found.itertuples(), strict=True):
-        _crop(photo, face.x, face.y, face.side, face.turn).save(path)
-    return found.assign(file_id=names, path=paths)
+    numbers = itertools.count(1)
+    paths = []
+    for face in found.itertuples():
+        cut = _crop(photo, face.x, face.y, face.side, face.turn)
+        paths.append(_save(cut, Path(folder), numbers))
+        doubt = concern(cut)
+        if face.side < SMALL:
+            doubt = f"only {face.side:.0f} pixels wide in the photo"
+        if doubt:
+            warnings.warn(
+                f"{paths[-1]} is {doubt}: an age of it means little.", stacklevel=2
+            )
+    names = [path.name for path in paths]
+    return found.assign(file_id=names, path=[str(path) for path in paths])
+
+
+def _save(face: Image.Image, folder: Path, numbers: Iterator[int]) -> Path:
+    """Under the first number whose file is free, or holds this face already."""
+    file = io.BytesIO()
+    face.save(file, "PNG")
+    for number in numbers:
+        path = folder / f"face_{number}.png"
+        with suppress(FileExistsError), path.open("xb") as new:
+            new.write(file.getvalue())
+            return path
+        if path.is_file() and path.read_bytes() == file.getvalue():
+            return path
 
 
 def _crop(

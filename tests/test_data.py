@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from agelib import data, images
+from agelib import data
 
 
 def rewrite(csv: Path, change: Callable[[str], str]) -> None:
@@ -166,41 +165,6 @@ def test_the_split_follows_its_seed():
 def test_fewer_faces_than_folds_are_refused():
     with pytest.raises(ValueError, match="3 faces can't be split into 10"):
         data.split(many_faces().head(3))
-
-
-def test_read_image_gives_rgb_or_names_the_file(dataset):
-    path = dataset / "train" / "image_3.jpg"
-    assert images.read_image(str(path)).mode == "RGB"
-    break_image(path, "truncated")
-    with pytest.raises(ValueError, match=r"Can't read the image .*image_3\.jpg: "):
-        images.read_image(str(path))
-    with pytest.raises(ValueError, match=r"image_77\.jpg: .*No such file"):
-        images.read_image(str(path.with_name("image_77.jpg")))
-
-
-def test_decode_turns_an_image_as_its_exif_orientation_says(tmp_path):
-    upright = Image.new("RGB", (20, 10))
-    exif = upright.getexif()
-    exif[0x0112] = 6
-    upright.save(tmp_path / "turned.jpg", exif=exif)
-    assert images.decode_image((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_large_image_is_reduced_but_not_below_the_size_that_is_enough(
-    tmp_path, suffix
-):
-    path = str(tmp_path / f"large{suffix}")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
-    Image.new("RGB", (1000, 600), (200, 30, 90)).save(path, exif=exif)
-    assert images.read_image(path).size == (600, 1000)
-    reduced = images.read_image(path, 96)
-    assert 96 <= min(reduced.size) < 2 * 96
-    assert reduced.height > reduced.width
-    middle = reduced.getpixel((reduced.width // 2, reduced.height // 2))
-    assert middle == pytest.approx((200, 30, 90), abs=3)
-    assert images.read_image(path, 601).size == (600, 1000)
 
 
 def test_held_out_faces_are_found_where_they_lie_now(dataset, tmp_path):

@@ -1,14 +1,15 @@
 """Faces are found, placed, turned and cropped; photos of all kinds are read."""
 
 import io
-import sys
+import os
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from agelib import faces, sample
+from agelib import faces, images, sample
 
 ORIENTATION = 0x0112
 
@@ -110,7 +111,8 @@ def test_a_large_face_is_averaged_not_sampled(tmp_path):
     # columns of black and white, which sampling would show as one of them
     stripes = np.zeros((800, 800, 3), "uint8")
     stripes[:, ::2] = 255
-    pixels = cut(Image.fromarray(stripes), tmp_path)
+    with pytest.warns(UserWarning, match="one colour"):
+        pixels = cut(Image.fromarray(stripes), tmp_path)
     assert pixels.shape == (200, 200, 3)
     assert np.abs(pixels - 127.5).max() < 3
 
@@ -134,6 +136,61 @@ def test_crops_are_files_a_row_that_models_can_read(wall, tmp_path):
     people = faces.crop(wall, faces.find(wall), tmp_path / "new" / "folder")
     assert people["file_id"].tolist() == [f"face_{n}.png" for n in range(1, 9)]
     assert all(Image.open(p).size == (200, 200) for p in people["path"])
+
+
+def noise(seed: int, side: int = 200) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype="uint8"))
+
+
+def test_crops_of_several_photos_in_one_folder_stay_those_of_their_photos(tmp_path):
+    people = [noise(seed) for seed in range(3)]
+    tables = [faces.crop(p, faces.whole(p), tmp_path) for p in people]
+    assert [t["file_id"].item() for t in tables] == [
+        "face_1.png", "face_2.png", "face_3.png"
+    ]  # fmt: skip
+    for person, table in zip(people, tables, strict=True):
+        assert table["path"].item() == str(tmp_path / table["file_id"].item())
+        assert images.read_image(table["path"].item()) == person
+
+
+def test_a_face_cropped_again_gets_its_earlier_file(wall, tmp_path):
+    found = faces.find(wall)
+    first = faces.crop(wall, found, tmp_path)
+    other = faces.crop(noise(0), faces.whole(noise(0)), tmp_path)
+    assert other["file_id"].item() == "face_9.png"
+    assert faces.crop(wall, found, tmp_path).equals(first)
+    # also one by one
+    for row in range(8):
+        alone = faces.crop(wall, found.iloc[[row]], tmp_path)
+        assert alone["path"].item() == first["path"][row]
+    assert len(list(tmp_path.iterdir())) == 9
+
+
+def test_two_crops_that_look_the_same_are_two_files(tmp_path):
+    face = faces.whole(noise(0))
+    twice = faces.crop(noise(0), pd.concat([face, face]), tmp_path)
+    assert twice["file_id"].tolist() == ["face_1.png", "face_2.png"]
+
+
+def test_what_else_has_the_name_of_a_crop_is_left_alone(tmp_path):
+    (tmp_path / "face_1.png").write_text("mine")
+    (tmp_path / "face_2.png").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "face_3.png").mkdir()
+    table = faces.crop(noise(0), faces.whole(noise(0)), tmp_path)
+    assert table["file_id"].item() == "face_4.png"
+    assert (tmp_path / "face_1.png").read_text() == "mine"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_crop_that_shows_too_little_of_a_face_is_named(tmp_path, recwarn):
+    photo, found = noise(0), faces.whole(noise(0))
+    faces.crop(photo, found.assign(side=32.0), tmp_path)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"face_2\.png is only 31 pixels wide"):
+        faces.crop(photo, found.assign(side=31.0), tmp_path)
+    with pytest.warns(UserWarning, match=r"face_3\.png is all of one colour: an age"):
+        faces.crop(photo, found.assign(x=-1000.0), tmp_path)
 
 
 def test_a_face_found_again_in_a_wider_crop_is_upright_and_in_its_middle(
@@ -162,26 +219,21 @@ def test_a_phones_turned_photo_is_set_upright():
     assert (red > 200, blue < 60) == (True, True)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA"])
-def test_all_kinds_of_colour_become_rgb(mode):
-    image = Image.new("RGB", (8, 6), "white").convert(mode)
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    photo = faces.read_photo(encoded(image, kind))
-    assert (photo.mode, photo.size) == ("RGB", (8, 6))
-    assert photo.getpixel((4, 3)) == (255, 255, 255)
-
-
-def test_transparent_parts_become_white():
-    clear = faces.read_photo(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG"))
-    assert clear.getpixel((0, 0)) == (255, 255, 255)
-    half = faces.read_photo(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))
-    assert half.getpixel((0, 0)) == (127, 127, 127)
-
-
-def test_sixteen_bits_of_grey_become_eight():
-    levels = np.array([[0, 256, 32768, 65535]], "uint16")
-    photo = faces.read_photo(encoded(Image.fromarray(levels), "PNG"))
-    assert [photo.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+def test_a_photo_is_decoded_as_the_faces_of_a_dataset_are(tmp_path):
+    # 16 bits of grey, fractions, a clear colour: what once were two ways to decode
+    rng = np.random.default_rng(0)
+    levels = rng.random((20, 20))
+    pictures = {
+        "16.png": Image.fromarray((levels * 65535).astype("uint16")),
+        "f.tif": Image.fromarray(levels.astype("float32")),
+        "cut.png": Image.new("RGBA", (20, 20), (0, 0, 0, 128)),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        photo = faces.read_photo(tmp_path / name)
+        assert photo == images.read_image(str(tmp_path / name))
+        assert photo == faces.read_photo((tmp_path / name).read_bytes())
+    assert photo.getpixel((0, 0)) == (127, 127, 127)
 
 
 def test_an_iphones_heic_is_read():
@@ -194,11 +246,9 @@ def test_an_iphones_heic_is_read():
 
 
 def test_without_pillow_heif_a_heic_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    # another test may have taught Pillow the format
     monkeypatch.setattr(Image, "ID", [k for k in Image.ID if k != "HEIF"])
     content = b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(100)
-    with pytest.raises(ValueError, match=r"HEIC photo: pip install pillow-heif"):
+    with pytest.raises(ValueError, match=r"The photo .*HEIC.* pip install pillow-heif"):
         faces.read_photo(content)
 
 
@@ -216,11 +266,18 @@ def test_what_can_not_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No photo at .*me\.jpg: upload"):
         faces.read_photo(tmp_path / "me.jpg")
     (tmp_path / "notes.jpg").write_text("no photo")
-    with pytest.raises(ValueError, match=r"notes\.jpg is no image .* as a JPEG"):
+    with pytest.raises(ValueError, match=r"notes\.jpg .* text\. .* anew as a JPEG\.$"):
         faces.read_photo(tmp_path / "notes.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path, tmp_path / "pipe.jpg"):
+        with pytest.raises(ValueError, match=f"{path.name} can't be read: not a file"):
+            faces.read_photo(path)
     whole = encoded(sample.draw_wall([30]), "JPEG")
-    with pytest.raises(ValueError, match=r"The photo is damaged .*: copy it again"):
-        faces.read_photo(whole[: len(whole) // 2])
+    cut = whole[: len(whole) // 2]
+    with pytest.raises(ValueError, match=r"The photo .* damaged .*Try another copy"):
+        faces.read_photo(cut)
+    with pytest.raises(ValueError, match=r"The photo can't be read: zero bytes\. Try"):
+        faces.read_photo(b"")
 
 
 def test_an_upload_is_what_the_browser_sent():
