@@ -44,7 +44,7 @@ def read_photo(photo: Path | str | bytes) -> Image.Image:
         FileNotFoundError: if there is no such file.
         ValueError: if it can't be read, with the way out.
     """
-    name = "The photo" if isinstance(photo, bytes) else str(photo)
+    name = "The photo" if isinstance(photo, bytes) else str(Path(photo))
     try:
         if isinstance(photo, bytes):
             return decode_image(photo)

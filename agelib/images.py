@@ -178,7 +178,8 @@ def _load(content: bytes, size: int | None) -> Image.Image:
         )
     if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType) == 1:
         raise _Refusal("a camera's raw photo, of which Pillow reads the preview only")
-    if size:
+    # of a HEIC it would be the thumbnail, which may be of another picture
+    if size and image.format in ("JPEG", "MPO"):
         image.draft(None, (size, size))
     # a TIFF's tags are read once more when it is loaded
     with _quiet() if image.format == "TIFF" else nullcontext():

@@ -243,9 +243,11 @@ GPS = (
 )
 
 
-def heif(image: Image.Image, **options) -> bytes:
+def heif(image: Image.Image, thumbnails: tuple[int, ...] = (), **options) -> bytes:
     file = io.BytesIO()
-    pytest.importorskip("pillow_heif").from_pillow(image).save(file, **options)
+    picture = pytest.importorskip("pillow_heif").from_pillow(image)
+    picture[0].info["thumbnails"] = list(thumbnails)
+    picture.save(file, **options)
     return file.getvalue()
 
 
@@ -352,6 +354,11 @@ def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_reads():
     assert drafted.width < whole.width
     expected = drafted.reduce(min(drafted.size) // 64)
     assert (pixels(images.decode_image(jpeg, 64)) == pixels(expected)).all()
+
+
+def test_a_heic_is_reduced_from_its_picture_not_from_its_thumbnail():
+    content = heif(photo(400, 300), thumbnails=(128,))
+    assert images.decode_image(content, 64).size == (100, 75)
 
 
 # -- what is refused ------------------------------------------------------------------
