@@ -1,12 +1,51 @@
 """Every choice of one training run in one frozen dataclass; the named recipes."""
 
 import os
-from dataclasses import asdict, dataclass, fields, replace
+import reprlib
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 
 import pandas as pd
 import torch
+from timm.optim import list_optimizers
 
 from agelib import env
+
+# how many ways `loading.VIEWS` knows to look at a face
+MOST_VIEWS = 6
+# the least and the most that a choice may be
+_RANGES = {
+    "image_size": (32, 1024),
+    "epochs": (1, 10_000),
+    "patience": (0, 10_000),
+    "first_size": (0, 1024),
+    # `model.create` knows how many the backbone has
+    "frozen_stages": (0, 100),
+    "dropout": (0, 0.99),
+    "batch_size": (1, 100_000),
+    "label_std": (0, 50),
+    "l1_weight": (0, 1000),
+    "learning_rate": (1e-15, 100),
+    "weight_decay": (0, 100),
+    "warmup_epochs": (0, 10_000),
+    "step_epochs": (1, 10_000),
+    "ema_decay": (0, 0.999999),
+    "flip": (0, 1),
+    "rotation": (0, 180),
+    "zoom": (0, 0.9),
+    "shift": (0, 1),
+    "light": (0, 1),
+    "grayscale": (0, 1),
+    "erasing": (0, 1),
+    "views_at_test": (1, MOST_VIEWS),
+    "folds": (2, 10_000),
+    "seed": (0, 2**32 - 1),
+}
+_WORDS = {
+    "head": ("distribution", "regression"),
+    "optimizer": tuple(list_optimizers()),
+    # of timm's those that go by steps, with no further choices
+    "schedule": ("cosine", "tanh", "step", "poly"),
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +55,9 @@ class Recipe:
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
     are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
     probabilities.
+
+    Raises:
+        ValueError: if a choice can't be, naming it, its value and what it should be.
     """
 
     name: str
@@ -55,6 +97,24 @@ class Recipe:
     folds: int = 10
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _possible(field.name, field.type, value):
+                wanted = _wanted(field.name, field.type)
+                self._refuse(field.name, wanted)
+        if self.first_size and not 32 <= self.first_size <= self.image_size:
+            self._refuse("first_size", f"0, or from 32 to {self.image_size}")
+        if self.head == "distribution" and self.label_std < 0.01:
+            self._refuse("label_std", "at least 0.01 years with this head")
+
+    def _refuse(self, choice: str, wanted: str) -> None:
+        value = reprlib.repr(getattr(self, choice))
+        raise ValueError(
+            f"recipe {reprlib.repr(self.name)}: {choice} is {value}, but should be "
+            f"{wanted}"
+        )
+
     def size_in(self, epoch: int) -> int:
         """Pixels a side of the faces learned in an epoch, counted from 0.
 
@@ -64,7 +124,61 @@ class Recipe:
         if not self.first_size:
             return self.image_size
         missing = (self.image_size - self.first_size) * (1 - (epoch + 1) / self.epochs)
-        return self.image_size - 32 * round(missing / 32)
+        return max(self.first_size, self.image_size - 32 * round(missing / 32))
+
+
+def _possible(choice: str, kind: type, value: object) -> bool:
+    # a bool is an int for Python, and a whole number will do for any number
+    kinds = (int, float) if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    if choice in _RANGES:
+        least, most = _RANGES[choice]
+        return least <= value <= most
+    if choice in _WORDS:
+        return value in _WORDS[choice]
+    return _is_file_name(value)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it can name a file on every system, with room for an ending."""
+    return (
+        name.isprintable()
+        and 0 < len(name.encode()) <= 100
+        and not set(name) & set('/\\:*?"<>|')
+        and not name.startswith((".", " "))
+        and not name.endswith((".", " "))
+    )
+
+
+def _wanted(choice: str, kind: type) -> str:
+    if choice in _RANGES:
+        number = "a whole number" if kind is int else "a number"
+        return "{} from {} to {}".format(number, *_RANGES[choice])
+    if words := _WORDS.get(choice):
+        few = len(words) < 10
+        return f"one of {', '.join(words)}" if few else f"an {choice} that timm has"
+    return "a name that a file can have, of at most 100 letters"
+
+
+def from_dict(choices: object) -> Recipe:
+    """The recipe whose choices a file holds, as `dataclasses.asdict` gives them.
+
+    Choices that have a default may be missing, as from a file of an earlier version.
+
+    Raises:
+        ValueError: if it is no recipe. Its sentence goes behind the file's name.
+    """
+    if not isinstance(choices, dict):
+        raise ValueError(f"it is no recipe, but {reprlib.repr(choices)}")
+    known = fields(Recipe)
+    needed = {field.name for field in known if field.default is MISSING}
+    if missing := needed - choices.keys():
+        raise ValueError(f"its recipe lacks {', '.join(sorted(missing))}")
+    if unknown := choices.keys() - {field.name for field in known}:
+        names = ", ".join(sorted(map(reprlib.repr, unknown))[:3])
+        raise ValueError(f"its recipe has choices that this agelib lacks: {names}")
+    return Recipe(**choices)
 
 
 _ORIGINAL = Recipe(
@@ -74,8 +188,6 @@ _ORIGINAL = Recipe(
     epochs=35,
     batch_size=8,
     head="regression",
-    label_std=0.0,
-    l1_weight=1.0,
     optimizer="adam",
     learning_rate=1e-3,
     weight_decay=0.0,
