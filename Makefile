@@ -29,7 +29,7 @@ lint: $(SETUP)
 	$(BIN)/ruff format --check .
 
 lab: $(SETUP)  ## the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	JUPYTER_CONFIG_PATH=agelib/jupyter $(BIN)/jupyter lab --allow-root --notebook-dir=notebooks
 
 kaggle: $(SETUP)  ## builds dist/kaggle: make kaggle OWNER=your-name-on-kaggle
 	$(BIN)/python -m agelib.kaggle $(OWNER)

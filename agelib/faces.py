@@ -9,7 +9,9 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,9 @@ from PIL import Image
 
 from agelib import mtcnn
 from agelib.images import SMALL, concern, decode_image, read_file
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 # where both eyes, the nose and both corners of the mouth lie in the training faces, as
 # shares of the side, across + down * 1j: medians that tests/benchmarks/framing.py found
@@ -28,27 +33,51 @@ SIDE = 200
 LONGEST = 1600
 
 
-def uploaded(value: tuple | dict) -> bytes | None:
+class Upload(NamedTuple):
+    """A file that a browser sent; as text, its name."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@cache
+def upload_button() -> "ipywidgets.FileUpload":
+    """The one button of this session: shown again, it still holds its photo."""
+    # imported here, for only notebooks need it
+    from ipywidgets import FileUpload
+
+    return FileUpload(accept="image/*,.heic,.heif", description="Your photo")
+
+
+def uploaded(value: tuple | dict) -> Upload | None:
     """The last photo in the value of a FileUpload widget, if there is one.
 
     ipywidgets 8 holds a tuple of files, ipywidgets 7 (on Colab) a dict by name.
     """
-    files = list(value.values()) if isinstance(value, dict) else value
-    return bytes(files[-1]["content"]) if files else None
+    if not isinstance(value, dict):
+        value = {file["name"]: file for file in value}
+    if not value:
+        return None
+    name, file = list(value.items())[-1]
+    return Upload(name, bytes(file["content"]))
 
 
-def read_photo(photo: Path | str | bytes) -> Image.Image:
+def read_photo(photo: Path | str | bytes | Upload) -> Image.Image:
     """A photo, from a file or its content, in RGB and upright as its EXIF data say.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it can't be read, with the way out.
     """
-    name = "The photo" if isinstance(photo, bytes) else str(Path(photo))
+    if isinstance(photo, bytes):
+        photo = Upload("The photo", photo)
+    name = str(photo)
     try:
-        if isinstance(photo, bytes):
-            return decode_image(photo)
-        return decode_image(read_file(photo))
+        content = photo.content if isinstance(photo, Upload) else read_file(photo)
+        return decode_image(content)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"No photo at {name}: upload one, or correct the path."

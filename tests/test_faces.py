@@ -280,15 +280,49 @@ def test_what_can_not_be_read_is_named(tmp_path):
         faces.read_photo(b"")
 
 
+def sent(name: str, content: bytes) -> dict:
+    """A file as the browser's part of ipywidgets 8 sends it."""
+    about = {"type": "image/jpeg", "size": len(content), "last_modified": 0}
+    return {"name": name, "content": memoryview(content)} | about
+
+
 def test_an_upload_is_what_the_browser_sent():
     upload = ipywidgets.FileUpload()
     assert faces.uploaded(upload.value) is None
-    file = {"name": "a.jpg", "type": "image/jpeg", "size": 1, "last_modified": 0}
-    upload.set_state({"value": [file | {"content": memoryview(b"a")}]})
-    assert faces.uploaded(upload.value) == b"a"
+    upload.set_state({"value": [sent("a.jpg", b"a")]})
+    assert faces.uploaded(upload.value) == ("a.jpg", b"a")
+    assert str(faces.uploaded(upload.value)) == "a.jpg"
 
 
 def test_an_upload_of_ipywidgets_7_is_its_last_file():
     value = {"a.jpg": {"content": b"a"}, "b.jpg": {"content": b"b"}}
-    assert faces.uploaded(value) == b"b"
+    assert faces.uploaded(value) == ("b.jpg", b"b")
     assert faces.uploaded({}) is None
+
+
+def test_the_upload_button_is_one_that_keeps_its_photo():
+    button = faces.upload_button()
+    assert not button.multiple
+    button.set_state({"value": [sent("a.jpg", b"a")]})
+    try:
+        assert faces.uploaded(faces.upload_button().value) == ("a.jpg", b"a")
+    finally:
+        faces.upload_button.cache_clear()
+
+
+def test_an_upload_is_read_and_an_unreadable_one_is_named():
+    whole = encoded(noise(0), "PNG")
+    assert faces.read_photo(faces.Upload("me.png", whole)) == noise(0)
+    for content, fault in {
+        b"": "zero bytes",
+        b"no photo": "not an image but text",
+        b"<svg xmlns=''/>": "an SVG drawing",
+        whole[:50]: "a damaged PNG image",
+    }.items():
+        upload = ipywidgets.FileUpload()
+        upload.set_state({"value": [sent("me.jpg", content)]})
+        chosen = faces.uploaded(upload.value)
+        # an empty file was chosen all the same, so that no example takes its place
+        assert chosen
+        with pytest.raises(ValueError, match=rf"me\.jpg can't be read: .*{fault}"):
+            faces.read_photo(chosen)
