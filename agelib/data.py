@@ -5,21 +5,26 @@ labelled faces `age` in years. Train and test reuse file names: identity is the 
 """
 
 import hashlib
-import os
+import unicodedata
 import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
-from pandas.errors import EmptyDataError, ParserError
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from tqdm.auto import tqdm
 
-from agelib.images import decode_image
+from agelib import images, tables
 
 OLDEST = 120
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# what photos are called, in small letters, of the formats that `images` opens
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff"}
+SUFFIXES |= {".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif"}
+SUFFIXES |= {".avif", ".avifs", ".mpo"}
 
 
 def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
@@ -30,11 +35,15 @@ def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
         unreadable: "raise" stops at images that are missing or can't be decoded,
             "drop" leaves them out with a warning that names and counts them.
     Raises:
-        FileNotFoundError, ValueError: naming the file, line or value at fault.
+        FileNotFoundError, OSError, ValueError: naming the file, line or value at fault.
     """
     csv = Path(folder) / "train.csv"
-    table = _read_ids(csv, Path(folder) / "train")
-    table["age"] = _ages(table, csv)
+    listed = read_listed(csv)
+    table = listed.assign(
+        path=_paths(listed, Path(folder) / "train", csv),
+        age=tables.numbers(listed, "age", csv, 0, OLDEST),
+    )
+    table = table[["file_id", "path", "age"]].reset_index(drop=True)
     return check_images(table, unreadable)
 
 
@@ -42,11 +51,23 @@ def read_test(folder: Path) -> pd.DataFrame:
     """The unlabelled faces of the template `submission.csv`, in its order.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file, line or value at fault.
+        FileNotFoundError, OSError, ValueError: naming the file, line or value at fault.
     """
     csv = Path(folder) / "submission.csv"
-    table = _read_ids(csv, Path(folder) / "test")
-    return check_images(table.drop(columns="age"))
+    listed = read_listed(csv)
+    table = listed.assign(path=_paths(listed, Path(folder) / "test", csv))
+    return check_images(table[["file_id", "path"]].reset_index(drop=True))
+
+
+def read_ages(csv: Path) -> pd.DataFrame:
+    """The ages that a table tells, such as a submission's: `file_id`, `age` in years.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: naming the file, line or value at fault.
+    """
+    listed = read_listed(csv)
+    table = listed.assign(age=tables.numbers(listed, "age", csv, 0, OLDEST))
+    return table[["file_id", "age"]].reset_index(drop=True)
 
 
 def read_validation(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
@@ -69,70 +90,103 @@ def read_validation(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _read_ids(csv: Path, images: Path) -> pd.DataFrame:
-    if not csv.is_file():
-        raise FileNotFoundError(f"No table {csv}: it should list file_id,age.")
-    try:
-        # as text: an id like 007 stays as it is, and a wrong age is shown as written;
-        # utf-8-sig, for tables that Excel saved
-        table = pd.read_csv(
-            csv,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
+def read_listed(csv: Path) -> pd.DataFrame:
+    """The faces that a table lists, each once: `file_id` and `age` as text, by line.
+
+    Spaces around an id are left out, with a warning.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: naming the file, line or value at fault.
+    """
+    table = tables.read_table(csv, "file_id", "age")
+    written, file_id = table["file_id"], table["file_id"].str.strip()
+    if len(spaced := written[written != file_id]):
+        warnings.warn(
+            f"{csv} {tables.at(spaced)} has spaces around a file_id "
+            f"({spaced.iloc[0]!r}): they are left out.",
+            stacklevel=3,
         )
-    except (EmptyDataError, ParserError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{csv} is no table of comma-separated file_id,age lines: {error}"
-        ) from error
-    for column in ("file_id", "age"):
-        if column not in table:
-            raise ValueError(
-                f"{csv} has no column {column!r}, only {', '.join(table.columns)}: "
-                "its first line should read file_id,age."
-            )
-    if table.empty:
-        raise ValueError(f"{csv} has no rows below its first line.")
-    repeated = table["file_id"].duplicated()
-    _refuse(
-        csv, table["file_id"][repeated], "lists a file_id a second time", "keep one"
-    )
-    return table[["file_id"]].assign(
-        path=_paths(table["file_id"], images), age=table["age"]
-    )
-
-
-def _paths(file_ids: pd.Series, images: Path) -> list[str]:
-    """Where each image lies; an id may leave out the suffix."""
-    names = set(os.listdir(images)) if images.is_dir() else set()
-    found = (
-        next((i + s for s in ("", *SUFFIXES) if i + s in names), i) for i in file_ids
-    )
-    return [str(images / name) for name in found]
-
-
-def _ages(table: pd.DataFrame, csv: Path) -> pd.Series:
-    age = pd.to_numeric(table["age"], errors="coerce")
-    wrong = ~age.between(0, OLDEST)
-    _refuse(
+    tables.refuse(
         csv,
-        table["age"][wrong],
-        f"has an age that is not a number of years from 0 to {OLDEST}",
-        "correct or remove the line",
+        file_id[~file_id.map(_is_inside)],
+        "has a file_id that names no file in the folder of its images",
+        "write the file's name or remove the line",
     )
-    return age.astype(float)
+    tables.refuse(
+        csv, file_id[file_id.duplicated()], "lists a file_id a second time", "keep one"
+    )
+    return table.assign(file_id=file_id)
 
 
-def _refuse(csv: Path, values: pd.Series, fault: str, advice: str) -> None:
-    if len(values):
-        line, value = values.index[0] + 2, values.iloc[0]
-        more = f" and {len(values) - 1:,} more lines" if len(values) > 1 else ""
-        raise ValueError(f"{csv} line {line}{more} {fault} ({value!r}): {advice}.")
+def _is_inside(file_id: str) -> bool:
+    path = PurePath(file_id)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
+
+
+def _paths(listed: pd.DataFrame, folder: Path, csv: Path) -> pd.Series:
+    """Where each image lies; an id may leave out the suffix, or write it otherwise.
+
+    Raises:
+        ValueError: if an id may be one of several files, or two ids are the same file.
+    """
+    contents = cache(_contents)
+    fitting = listed["file_id"].map(lambda i: _fitting(folder, i, contents))
+    tables.refuse(
+        csv,
+        listed["file_id"][fitting.map(len) > 1],
+        f"has a file_id that fits several files of {folder}",
+        "write the name of one in full",
+    )
+    paths = fitting.map(lambda found: str(found[0]))
+    tables.refuse(
+        csv,
+        listed["file_id"][paths.duplicated()],
+        "lists an image a second time, under another file_id",
+        "keep one",
+    )
+    return paths
+
+
+def _fitting(
+    folder: Path, file_id: str, contents: Callable[[Path], dict[str, set[str]]]
+) -> list[Path]:
+    """The files that an id may mean; if there is none, the one that it would be."""
+    paths = [folder]
+    for part in PurePath(file_id).parts:
+        paths = [
+            path / name
+            for path in paths
+            for name in _called(part, contents(path).get(_plain(part), set()))
+        ]
+    return paths
+
+
+def _called(name: str, alike: set[str]) -> list[str]:
+    return [name] if name in alike or not alike else sorted(alike)
+
+
+def _contents(folder: Path) -> dict[str, set[str]]:
+    """The names in a folder by what an id may write, if need be without the suffix."""
+    alike = defaultdict(set)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        alike[_plain(path.name)].add(path.name)
+        if path.suffix.lower() in SUFFIXES:
+            alike[_plain(path.stem)].add(path.name)
+    return alike
+
+
+def _plain(name: str) -> str:
+    """Equal for names that differ in capitals, or in how accents are put together.
+
+    Some disks hold such names for the same, and macOS takes accents apart.
+    """
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame:
     """Decode every image once; adds `digest`, equal for byte-identical files.
+
+    Warns of images that hardly show a face, with their number and some names.
 
     Raises:
         ValueError: naming an image that is missing, truncated, empty or no image,
@@ -141,48 +195,74 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
     with ThreadPoolExecutor() as threads:
         inspected = threads.map(_inspect, table["path"])
         bar = tqdm(inspected, "checking images", len(table), delay=2, leave=False)
-        digests, problems = zip(*bar, strict=True)
+        digests, faults, concerns = zip(*bar, strict=True)
     table = table.assign(digest=digests)
-    bad = pd.Series(problems, index=table.index).dropna()
-    if bad.empty:
-        return table
-    summary = f"{len(bad):,} of {len(table):,} images can't be used: {bad.iloc[0]}"
-    if unreadable != "drop" or len(bad) == len(table):
-        advice = "Restore the file"
-        if "age" in table:
-            advice += ", or pass unreadable='drop' to leave such faces out"
-        raise ValueError(f"{summary}. {advice}.")
-    names = ", ".join(table["file_id"][bad.index[:10]])
-    warnings.warn(f"{summary}. Left out: {names}", stacklevel=2)
+    bad = pd.Series(faults, table.index).dropna()
+    if len(bad):
+        summary = f"{len(bad):,} of {len(table):,} images can't be used: {bad.iloc[0]}"
+        if unreadable != "drop" or len(bad) == len(table):
+            advice = "Restore the file"
+            if "age" in table:
+                advice += ", or pass unreadable='drop' to leave such faces out"
+            raise ValueError(f"{summary}. {advice}.")
+        names = ", ".join(table["file_id"][bad.index[:10]])
+        warnings.warn(f"{summary}. Left out: {names}", stacklevel=2)
+    doubtful = pd.Series(concerns, table.index).dropna()
+    if len(doubtful):
+        first = doubtful.head(10)
+        names = ", ".join(table["file_id"][first.index] + " (" + first + ")")
+        warnings.warn(
+            f"{len(doubtful):,} of {len(table):,} images hardly show a face, so that "
+            f"an age of theirs means little: {names}",
+            stacklevel=2,
+        )
     return table.drop(index=bad.index).reset_index(drop=True)
 
 
-def _inspect(path: str) -> tuple[str, str | None]:
+def _inspect(path: str) -> tuple[str, str | None, str | None]:
+    """The digest of an image file, or why it can't be used; what it may not show."""
     try:
-        content = Path(path).read_bytes()
-        decode_image(content)
-    except OSError as error:
-        return "", f"{path} ({error.strerror})"
-    except ValueError as error:
-        return "", f"{path} ({error})"
-    return hashlib.md5(content, usedforsecurity=False).hexdigest(), None
+        content = images.read_file(path)
+        concern = images.concern(images.decode_image(content))
+    except (OSError, ValueError) as error:
+        # what can't be seen in a name is the reason that no file has it
+        name = path if path.isprintable() else repr(path)
+        return "", f"{name} ({getattr(error, 'strerror', None) or error})", None
+    return hashlib.md5(content, usedforsecurity=False).hexdigest(), None, concern
 
 
 def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
     """Adds `fold` (0..folds-1), each with the same mix of ages.
 
-    Byte-identical files share a fold, so that no face is both learned and judged.
+    Byte-identical files share a fold, so that no face is both learned and judged; of
+    fewer different files than folds, each gets a fold of its own.
 
     Raises:
-        ValueError: if there are fewer faces than folds.
+        ValueError: if there are no two different files.
     """
-    if len(table) < folds:
-        raise ValueError(f"{len(table)} faces can't be split into {folds} folds.")
+    photos = table["digest"].nunique()
+    if photos < 2:
+        raise ValueError(
+            f"Some faces are held out to judge by, but these {len(table):,} are all "
+            "the same photo: at least two different ones are needed."
+        )
+    folds = min(folds, photos)
     # by rank, for bands of equal size whatever ages are crowded
     rank, n_bands = table["age"].rank(method="first"), min(20, len(table) // folds)
     bands = pd.qcut(rank, n_bands, labels=False)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    fold = np.empty(len(table), dtype=int)
-    for number, (_, rows) in enumerate(splitter.split(table, bands, table["digest"])):
-        fold[rows] = number
+    stratified = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    fold = _numbered(stratified.split(table, bands, table["digest"]), len(table))
+    if len(np.unique(fold)) < folds:
+        # where most faces are one photo, some versions leave folds empty; here that
+        # photo comes last, so that it is not what is held out
+        by_size = GroupKFold(folds).split(table, groups=table["digest"])
+        fold = folds - 1 - _numbered(by_size, len(table))
     return table.assign(fold=fold)
+
+
+def _numbered(splits: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
+    """The number of the fold that holds each row out."""
+    fold = np.empty(rows, dtype=int)
+    for number, (_, held_out) in enumerate(splits):
+        fold[held_out] = number
+    return fold

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from agelib import env, files, loading
+from agelib import data, env, files, loading
 from agelib.model import N_AGES, AgeModel, folded
 from agelib.recipe import Recipe
 
@@ -113,7 +113,7 @@ def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.Data
         ValueError: naming an id that is missing, extra, repeated or out of order, or
             an age that is not finite.
     """
-    wanted = pd.read_csv(template, dtype=str)["file_id"].tolist()
+    wanted = data.read_listed(template)["file_id"].tolist()
     given = table["file_id"].tolist()
     if missing := sorted(set(wanted) - set(given)):
         raise ValueError(f"{_some(missing)} of {template} has no prediction.")
