@@ -3,9 +3,12 @@
 The notebooks import one module for one job. Faces travel in this order, and no module
 imports from its right: env -> data -> loading -> model -> loss -> predict -> loop ->
 train, with `recipe` holding every choice of a training run, `runs` and `states` what
-its folder holds; `quality` measures images, `metrics` predictions, `plots` and `photos`
-show both. `mtcnn` sees faces in photos, `faces` crops them as a model wants them;
-`kaggle` builds what goes to Kaggle.
+its folder holds, `weights` where a network's come from; `quality` measures images,
+`metrics` predictions, `plots` and `photos` show both. `mtcnn` sees faces in photos,
+`faces` crops them as a model wants them; `kaggle` builds what goes to Kaggle.
+
+What comes from outside is read in one place each: `tables`, `images`, `weights`,
+`states`, and `files`, which also writes files that are whole or not there.
 """
 
 import os

@@ -1,15 +1,17 @@
 """Run the notebooks in order and say where the results are: `python -m agelib`."""
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
-from agelib import env, metrics, recipe
+from agelib import env, files, runs
 
 
 class _Narrated(NotebookClient):
@@ -25,13 +27,14 @@ class _Narrated(NotebookClient):
 def main(save: bool = False) -> None:
     """Executes each notebook in a process of its own and keeps it as HTML.
 
+    The pages go into the folder of the run that notebook 2 began, or went on with.
+
     Args:
         save: keep the outputs in the notebooks as well.
     Raises:
         SystemExit: with a failing cell's error in one line.
     """
-    n_faces = len(pd.read_csv(env.data_folder() / "train.csv"))
-    run = env.run_folder(recipe.default(n_faces, env.device()).name)
+    begun = time.time()
     for path in sorted((env.REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")):
         print(path.name, flush=True)
         notebook = nbformat.read(path, as_version=4)
@@ -40,15 +43,37 @@ def main(save: bool = False) -> None:
         except CellExecutionError as error:
             cause = f"{error.ename}: {error.evalue}"
             raise SystemExit(f"{path.name} stopped: {cause}") from None
+        except DeadKernelError:
+            raise SystemExit(
+                f"{path.name} stopped: its process was killed, probably for want of "
+                "memory. Run again: a training goes on from its last saved state."
+            ) from None
         finally:
-            page = HTMLExporter().from_notebook_node(notebook)[0]
-            (run / f"{path.stem}.html").write_text(page)
+            run = _keep_page(notebook, f"{path.stem}.html", begun)
         if save:
             nbformat.write(notebook, path)
-    error = metrics.mae(pd.read_csv(run / "validation.csv"))
-    print(f"\nValidation error   {error:.2f} years")
+    errors = pd.read_csv(run / runs.HISTORY)["val_mae"]
+    print(f"\nValidation error   {errors.min():.2f} years")
     print(f"Submission         {env.submission_file(run)}")
     print(f"Notebooks to read  {run / '0*.html'}")
+
+
+def _keep_page(notebook: nbformat.NotebookNode, name: str, begun: float) -> Path:
+    """Writes a page into the folder of the run that went on since a moment.
+
+    Before a run has, as in notebook 1, into the folder of runs, from which the next
+    page takes it along.
+    """
+    home = env.runs_folder()
+    home.mkdir(parents=True, exist_ok=True)
+    files.write_text(HTMLExporter().from_notebook_node(notebook)[0], home / name)
+    noted = [(path.stat().st_mtime, path) for path in home.glob(f"*/{runs.RECIPE}")]
+    moment, path = max(noted, default=(0, home / runs.RECIPE))
+    # clocks of file systems tick coarsely
+    run = path.parent if moment >= begun - 1 else home
+    for page in home.glob("0[1-5]_*.html"):
+        page.replace(run / page.name)
+    return run
 
 
 def _execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
@@ -70,6 +95,8 @@ def _execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # what notebooks print may hold characters that a terminal does not know
+    sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="agelib", description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the outputs")
     main(**vars(parser.parse_args()))

@@ -3,7 +3,6 @@
 import ctypes
 import math
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -37,7 +36,7 @@ def chosen_folder(variable: str) -> Path | None:
     Without a clone it counts from the folder that the notebook runs in.
     """
     value = os.environ.get(variable)
-    return (REPOSITORY / value).resolve() if value else None
+    return (REPOSITORY / Path(value).expanduser()).resolve() if value else None
 
 
 def data_folder() -> Path:
@@ -147,24 +146,25 @@ def time_limit_hours() -> float:
     return hours
 
 
+def runs_folder() -> Path:
+    """Where runs lie, a folder each: `runs`.
+
+    AGELIB_RUNS if set, else in `/kaggle/working` on Kaggle, in `/content` on Colab, and
+    beside the package in a local clone.
+    """
+    homes = {"Kaggle": KAGGLE / "working", "Colab": COLAB, "local": REPOSITORY}
+    return chosen_folder("AGELIB_RUNS") or homes[place()] / "runs"
+
+
 def run_folder(name: str) -> Path:
     """The folder of one run's files, made if needed: `runs/<name>`.
-
-    `runs` is AGELIB_RUNS if set, else it lies in `/kaggle/working` on Kaggle, in
-    `/content` on Colab, and beside the package in a local clone. On Kaggle, where each
-    notebook begins with nothing, it starts as a copy of the run that an attached
-    notebook left.
 
     Raises:
         OSError: if the folder can't be made or written.
     """
-    homes = {"Kaggle": KAGGLE / "working", "Colab": COLAB, "local": REPOSITORY}
-    runs = chosen_folder("AGELIB_RUNS") or homes[place()] / "runs"
-    folder = runs / name
+    folder = runs_folder() / name
     probe = folder / f".writable-{os.getpid()}"
     try:
-        if place() == "Kaggle" and not folder.exists():
-            _bring_attached_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
@@ -176,18 +176,17 @@ def run_folder(name: str) -> Path:
     return folder
 
 
-def _bring_attached_run(folder: Path) -> None:
-    """Copies the run of that name out of another notebook's output, all or nothing."""
+def attached_runs() -> list[Path]:
+    """The folders of runs that notebooks attached on Kaggle have left.
+
+    Anyone's: whether such a run is to be trusted, and taken over, is not said.
+    """
+    if place() != "Kaggle":
+        return []
     # mounted at input/<notebook>, or at input/notebooks/<owner>/<notebook>
-    patterns = (f"{above}/runs/{folder.name}" for above in ("*", "notebooks/*/*"))
+    patterns = (f"{above}/runs/*/" for above in ("*", "notebooks/*/*"))
     inputs = KAGGLE / "input"
-    attached = sorted(run for pattern in patterns for run in inputs.glob(pattern))
-    if attached:
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        # attached files are read-only, which their copies should not be
-        shutil.copytree(attached[0], unfinished, copy_function=shutil.copyfile)
-        unfinished.rename(folder)
+    return sorted(run for pattern in patterns for run in inputs.glob(pattern))
 
 
 def submission_file(run: Path) -> Path:

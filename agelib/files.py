@@ -103,8 +103,8 @@ def remove(path: Path) -> None:
     """Removes a file, a link (not what it leads to) or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -117,3 +117,37 @@ def write_text(text: str, path: Path) -> None:
     """Writes a text in UTF-8, whatever the machine's default is, all or nothing."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def regular(path: Path) -> Path:
+    """The path, if a regular file is there: anything else may hang or never end.
+
+    Raises:
+        FileNotFoundError, OSError: naming what is there instead.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OSError(f"{path} is {kind}, not a file.")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        FileNotFoundError, OSError: if it is no regular file.
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        return regular(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}).") from error
+
+
+def set_aside(path: Path, word: str = "old") -> Path:
+    """Renames a file or a folder to `<name>.<word>-N`, the first that is free."""
+    numbered = (path.with_name(f"{path.name}.{word}-{n}") for n in range(1, 9999))
+    free = next(p for p in numbered if not p.exists() and not p.is_symlink())
+    return path.rename(free)

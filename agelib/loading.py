@@ -2,7 +2,10 @@
 
 import math
 import os
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +27,8 @@ VIEWS = (
     {"zoom": 0.9},
     {"zoom": 1.1},
 )
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Faces(Dataset):
@@ -54,14 +59,17 @@ class Faces(Dataset):
         # bytes in one array: workers share it, where a list of str would be copied
         self.paths = np.array([os.fsencode(p) for p in table["path"]])
         self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
-        # seen by loader processes that have started already, too
-        self._size = torch.tensor(size).share_memory_()
+        self._size = torch.tensor(size)
         self.views = VIEWS[:views]
         self.augment = augment
 
     def set_size(self, size: int) -> None:
         """Serves faces that are not augmented at another size from now on."""
         self._size.fill_(size)
+
+    def share(self) -> None:
+        """Lets loader processes that have started already see another size, too."""
+        self._size.share_memory_()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -158,14 +166,30 @@ def augment(
     return image
 
 
+def _shared_memory() -> int:
+    """Bytes of shared memory that are free, where a folder limits them."""
+    if sys.platform != "linux":
+        return sys.maxsize
+    writable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+    return shutil.disk_usage(SHARED_MEMORY).free if writable else 0
+
+
 def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:
     """Batches of faces: in order; augmented ones shuffled anew, whole batches only.
+
+    Workers hand batches over in shared memory, of which a container may have little:
+    there are no more of them than it has room for their batches.
 
     The order of an epoch follows the recipe's seed and the loader's `set_epoch` alone.
     """
     shuffled = faces.augment is not None
     # starting a worker takes a second or two, longer than a few faces take
     workers = workers if len(faces) >= 1000 else 0
+    pixels = int(faces.augment.image_size if faces.augment else faces._size) ** 2
+    batch = batch_size * 3 * pixels * (1 if shuffled else len(faces.views))
+    # each has three batches on the way, and so have those of the other loader
+    if workers := min(workers, _shared_memory() // (6 * batch)):
+        faces.share()
     return DataLoader(
         faces,
         min(batch_size, len(faces)),

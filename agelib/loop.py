@@ -13,7 +13,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, broadcast
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    broadcast,
+    broadcast_object_list,
+)
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -25,7 +29,6 @@ from agelib.loss import age_loss
 from agelib.recipe import Recipe
 
 SECONDS_BETWEEN_SAVES = 300
-_POSITION = ("updates", "history", "loss", "seconds")
 
 
 class Loop:
@@ -41,10 +44,14 @@ class Loop:
         bar: bool = True,
         parts: int = 1,
         deadline: float = math.inf,
+        start: dict[str, torch.Tensor] | None = None,
     ):
-        self.recipe, self.validation, self.folder = recipe, validation, folder
+        self.recipe, self.folder = recipe, folder
+        self.training, self.validation = train, validation
         self.bar, self.parts, self.deadline = bar, parts, deadline
         self.updates, self.history = 0, []
+        # the best epoch's weights
+        self.best: dict[str, torch.Tensor] = {}
         # of the epoch that is not finished: its losses' sum, its time so far
         self.loss = self.seconds = 0.0
         env.keep_freed_memory()
@@ -67,8 +74,12 @@ class Loop:
             validation, recipe.image_size, views=recipe.views_at_test
         )
         held_out = loading.loader(self.held_out_faces, 64, workers)
+        self.batches, self.held_out = accelerator.prepare(batches, held_out)
+        (self.state,) = broadcast_object_list([self.newest_state()])
         # a resume brings its own weights, and may have no network to fetch others
-        net = model.create(recipe, pretrained=not states.saved(folder))
+        net = model.create(recipe, pretrained=not (self.state or start))
+        if start:
+            net.load_state_dict(start)
         if accelerator.num_processes > 1 and device.type == "cuda":
             # or each would normalise its share of the batch by itself
             net = convert_sync_batchnorm(net)
@@ -90,12 +101,9 @@ class Loop:
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.learning_rate / 100,
             step_on_epochs=False,
-            updates_per_epoch=len(batches),
+            updates_per_epoch=len(self.batches),
         )
-        self.net, self.optimizer, self.batches, self.held_out = accelerator.prepare(
-            self.plain, optimizer, batches, held_out
-        )
-        accelerator.register_for_checkpointing(self.schedule, self.average, self)
+        self.net, self.optimizer = accelerator.prepare(self.plain, optimizer)
 
     def run(self) -> pd.DataFrame:
         """Trains the epochs that are left; the history of all of them."""
@@ -171,6 +179,8 @@ class Loop:
         n = len(self.batches)
         done = self.updates - epoch * n
         left = skip_first_batches(self.batches, done) if done else self.batches
+        # the loader that skips has the first epoch's order, before accelerate 1.15
+        left.set_epoch(epoch)
         saved = time.perf_counter()
         self.clock = saved - self.seconds
         for images, age, rows in left:
@@ -184,7 +194,7 @@ class Loop:
             unsaved, late = broadcast(clocks).tolist()
             if self.updates % n and (unsaved > SECONDS_BETWEEN_SAVES or late > 0):
                 self.seconds, saved = now - self.clock, now
-                states.save(self.accelerator, self.folder, self.updates)
+                self.save_state()
             if self.updates % n and late > 0:
                 raise TimeoutError(
                     f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
@@ -234,8 +244,7 @@ class Loop:
         At the size that it learned: before it has seen larger faces, a network is years
         off on them. The model that is kept predicts at that size.
         """
-        learned = replace(self.recipe, image_size=self.recipe.size_in(epoch))
-        self.held_out_faces.set_size(learned.image_size)
+        self.held_out_faces.set_size(self.recipe.size_in(epoch))
         predicted = self.predict_validation()
         val_mae = metrics.mae(predicted)
         best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
@@ -249,23 +258,38 @@ class Loop:
         self.history.append(row)
         self.loss = self.seconds = 0.0
         if best:
-            self.average.module.scale.fill_(val_mae)
+            ema = self.average.module
+            ema.scale.fill_(val_mae)
             if self.recipe.head == "regression":
                 # its intervals follow the error that is only now known
                 predicted = self.predict_validation()
-        if self.main:
-            if best:
-                path = self.folder / "model.safetensors"
-                model.save(self.average.module, learned, path)
-                files.write_csv(predicted, self.folder / "validation.csv")
-            files.write_csv(pd.DataFrame(self.history), self.folder / "history.csv")
-        states.save(self.accelerator, self.folder, self.updates)
+            self.best = {n: t.cpu().clone() for n, t in ema.state_dict().items()}
+        # first the state, from which the other files can be made again
+        self.save_state()
+        if best:
+            self.write_best(predicted)
+        self.write_history()
         self.say(
             f"epoch {epoch + 1:2} of {self.recipe.epochs}   "
             f"training loss {row['train_loss']:6.3f}   "
             f"validation error {val_mae:5.2f} years   {row['seconds']:4.0f} s"
             f"{'   best' * best}"
         )
+
+    def write_best(self, predicted: pd.DataFrame) -> None:
+        """Keeps the averaged weights as they are, which made these predictions."""
+        if self.main:
+            model.save(self.average.module, self.learned(), self.folder / runs.MODEL)
+            files.write_csv(predicted, self.folder / runs.VALIDATION)
+
+    def write_history(self) -> None:
+        if self.main:
+            files.write_csv(pd.DataFrame(self.history), self.folder / runs.HISTORY)
+
+    def learned(self) -> Recipe:
+        """The recipe, with the size of faces that the best epoch learned."""
+        best = min(self.history, key=lambda row: row["val_mae"])
+        return replace(self.recipe, image_size=self.recipe.size_in(best["epoch"] - 1))
 
     def predict_validation(self) -> pd.DataFrame:
         """The validation table with predictions, the same in every process."""
@@ -280,19 +304,108 @@ class Loop:
         )
         return predict.decode(self.validation, probabilities)
 
-    def state_dict(self) -> dict:
-        """Where the run is; accelerate saves the weights and the rest itself."""
-        return {name: getattr(self, name) for name in _POSITION}
+    def save_state(self) -> None:
+        """Saves all that a resume needs."""
+        if not self.main:
+            return
+        moments, numbers, counts = states.of_optimizer(self.optimizer, self.plain)
+        parts = {
+            "net": self.plain.state_dict(),
+            "ema": self.average.module.state_dict(),
+            "best": self.best,
+            "optimizer": moments,
+        }
+        scaler = self.accelerator.scaler
+        position = {
+            "updates": self.updates,
+            "history": self.history,
+            "loss": self.loss,
+            "seconds": self.seconds,
+            "scaler": scaler.state_dict() if scaler else {},
+            "numbers": numbers,
+            "counts": counts,
+        }
+        states.save(self.folder, self.updates, parts, position)
 
-    def load_state_dict(self, state: dict) -> None:
-        for name in _POSITION:
-            setattr(self, name, state[name])
+    def newest_state(self) -> Path | None:
+        """The state to go on from; where none is whole, the folder is set aside."""
+        if not self.main:
+            return None
+        if not (states.saved(self.folder) or (self.folder / runs.MODEL).exists()):
+            return None
+        if state := states.newest(self.folder, self.check_state, self.say):
+            return state
+        aside = runs.set_aside(self.folder)
+        runs.claim(self.folder, self.recipe, self.training, self.validation)
+        self.say(f"No saved state can go on: the run begins again. {aside} is kept.")
+        return None
+
+    def check_state(self, parts: states.Parts, position: dict) -> None:
+        """Raises a ValueError if a saved state is not of this training."""
+        with torch.device("meta"):
+            net = model.create(self.recipe, pretrained=False)
+        states.check(parts, position, net, len(self.batches))
 
     def resume(self) -> None:
-        """Goes back to the newest saved state, if there is one."""
-        if states.load(self.accelerator, self.folder):
-            done = len(self.history)
-            if self.is_complete():
-                self.say(f"Already trained: {done} of {self.recipe.epochs} epochs")
-            else:
-                self.say(f"Going on in epoch {done + 1}, after step {self.updates}")
+        """Goes back to the state that was found, if there is one."""
+        if not self.state:
+            return
+        if not self.state.is_dir():
+            raise FileNotFoundError(
+                f"{self.state} is not to be seen from every machine: set AGELIB_RUNS "
+                "to a folder on a disk that they share."
+            )
+        parts, position = states.read(self.state)
+        self.plain.load_state_dict(parts["net"])
+        self.average.module.load_state_dict(parts["ema"])
+        self.best = dict(parts["best"])
+        self.updates, self.history = position["updates"], position["history"]
+        self.loss, self.seconds = position["loss"], position["seconds"]
+        states.into_optimizer(
+            self.optimizer,
+            self.plain,
+            parts["optimizer"],
+            position["numbers"],
+            position["counts"],
+        )
+        self.schedule.step_update(self.updates)
+        scaler = self.accelerator.scaler
+        if scaler and position["scaler"]:
+            scaler.load_state_dict(position["scaler"])
+        self.mend_files()
+        if self.main:
+            states.remove_others(self.state)
+        done = len(self.history)
+        if self.is_complete():
+            self.say(f"Already trained: {done} of {self.recipe.epochs} epochs")
+        else:
+            self.say(f"Going on in epoch {done + 1}, after step {self.updates}")
+
+    def mend_files(self) -> None:
+        """Makes the files of the best epoch again if one is missing or damaged."""
+        (whole,) = broadcast_object_list([self.main and self.files_are_whole()])
+        if whole or not self.best:
+            return
+        ema = self.average.module
+        now = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
+        ema.load_state_dict(self.best)
+        self.held_out_faces.set_size(self.learned().image_size)
+        self.write_best(self.predict_validation())
+        self.write_history()
+        ema.load_state_dict(now)
+        self.say(f"Files in {self.folder} were not of its state: made again from it")
+
+    def files_are_whole(self) -> bool:
+        """Whether model, predictions and history are those of the state."""
+        try:
+            kept, learned = model.load(self.folder / runs.MODEL)
+            runs.validation(self.folder, self.validation)
+            history = files.read_text(self.folder / runs.HISTORY)
+        except (OSError, ValueError):
+            return False
+        weights = kept.state_dict()
+        return (
+            learned == self.learned()
+            and history == pd.DataFrame(self.history).to_csv(index=False)
+            and all(torch.equal(weights[name], t) for name, t in self.best.items())
+        )

@@ -1,14 +1,140 @@
-"""What a run's folder holds: whose run it is."""
+"""What a run's folder holds, whose run it is, and which folder is whose."""
 
+import errno
 import hashlib
 import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from agelib import files
-from agelib.recipe import Recipe
+from agelib import data, env, files, states, tables
+from agelib.recipe import Recipe, from_dict
+
+RECIPE, MODEL = "recipe.json", "model.safetensors"
+HISTORY, VALIDATION = "history.csv", "validation.csv"
+# a killed training's loader processes end some seconds after it
+SECONDS_TO_WAIT = 15
+
+
+def folder(recipe: Recipe, faces: pd.DataFrame) -> Path:
+    """The folder of this recipe's run on these faces, made if needed.
+
+    `runs/<recipe>`, where `env.run_folder` puts it; if that holds other faces' run,
+    `runs/<recipe>-2` and so on. On Kaggle, where each notebook begins with nothing, it
+    starts as a copy of the run that an attached notebook left, if that is of this
+    recipe and these faces.
+
+    Args:
+        faces: all labelled faces, as `data.read_train` gives them.
+    Raises:
+        OSError: if the folder can't be made or written.
+    """
+    names = chain([recipe.name], (f"{recipe.name}-{n}" for n in count(2)))
+    for path in (env.runs_folder() / name for name in names):
+        if not (path.is_dir() and any(path.iterdir())):
+            break
+        try:
+            found, theirs = read(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error} So this run goes elsewhere.", stacklevel=2)
+            continue
+        if theirs == _sides(faces, found):
+            return env.run_folder(path.name)
+        warnings.warn(f"{path} holds a run of other faces.", stacklevel=2)
+    for attached in env.attached_runs():
+        if _is_of(attached, faces, recipe):
+            _copy(attached, path)
+            break
+    return env.run_folder(path.name)
+
+
+def newest(faces: pd.DataFrame) -> Path:
+    """The folder of the run on these faces that was begun, or gone on with, last.
+
+    AGELIB_RECIPE, where it is set, keeps it to runs of that recipe.
+
+    Raises:
+        FileNotFoundError: if there is none, with the way out.
+    """
+    wanted = os.environ.get("AGELIB_RECIPE")
+    home = env.runs_folder()
+    for found in (home.glob(f"*/{RECIPE}"), (a / RECIPE for a in env.attached_runs())):
+        last_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+        for run in (path.parent for path in last_first):
+            if _is_of(run, faces) and wanted in (None, "", read(run)[0].name):
+                if run.parent == home:
+                    return run
+                _copy(run, home / run.name)
+                return home / run.name
+    of = f" of the recipe {wanted}" if wanted else ""
+    raise FileNotFoundError(
+        f"No run{of} on these faces in {home}: run 02_training.ipynb first, with the "
+        "same AGELIB_DATA and AGELIB_RECIPE."
+    )
+
+
+def _is_of(run: Path, faces: pd.DataFrame, recipe: Recipe | None = None) -> bool:
+    try:
+        found, theirs = read(run)
+    except (OSError, ValueError):
+        return False
+    return recipe in (None, found) and theirs == _sides(faces, found)
+
+
+def _sides(faces: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
+    """Fingerprints of the faces that the recipe learns and of those it holds out."""
+    folds = data.split(faces, recipe.folds)
+    held_out = folds["fold"] == 0
+    return _fingerprint(folds[~held_out]), _fingerprint(folds[held_out])
+
+
+def _copy(attached: Path, run: Path) -> None:
+    """Copies a run's own files, and nothing else that lies beside them."""
+    names = [RECIPE, MODEL, HISTORY, VALIDATION]
+    saved = states.saved(attached)
+    names += [f"{state.name}/{name}" for state in saved for name in states.FILES]
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(run) as unfinished:
+        for name in names:
+            if (attached / name).is_file() and not (attached / name).is_symlink():
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                # attached files are read-only, which their copies should not be
+                shutil.copyfile(attached / name, unfinished / name)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other trainings out of a run's folder.
+
+    Raises:
+        BlockingIOError: if another one works there.
+    """
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with files.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=SECONDS_TO_WAIT)
+        except Timeout:
+            raise BlockingIOError(
+                f"Another training works in {folder}: wait until it ends, or give the "
+                "recipe another name."
+            ) from None
+        except OSError as error:
+            # on a disk that can't be written nobody trains
+            if error.errno != errno.EROFS:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim(
@@ -20,21 +146,73 @@ def claim(
         ValueError: if it holds a run of another recipe or of other faces.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
+    path = folder / RECIPE
     ours = asdict(recipe) | {
         "training_faces": _fingerprint(train),
         "validation_faces": _fingerprint(validation),
     }
-    if not path.is_file():
+    if not path.exists():
         files.write_text(json.dumps(ours, indent=2) + "\n", path)
-    theirs = json.loads(path.read_text())
+    found, (training_faces, validation_faces) = read(folder)
+    theirs = asdict(found) | {
+        "training_faces": training_faces,
+        "validation_faces": validation_faces,
+    }
     for choice, value in ours.items():
-        if theirs.get(choice) != value:
+        if theirs[choice] != value:
             raise ValueError(
                 f"{folder} holds a run of other choices ({choice} is "
-                f"{theirs.get(choice)} there, {value} here): give the recipe another "
+                f"{theirs[choice]} there, {value} here): give the recipe another "
                 "name, or pass fresh=True, which sets the earlier run aside."
             )
+    # the run that was gone on with last is the one that is shown
+    if os.access(path, os.W_OK):
+        path.touch()
+
+
+def read(folder: Path) -> tuple[Recipe, tuple[str, str]]:
+    """The recipe of a run, and fingerprints of its training and validation faces.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: if `recipe.json` does not tell them.
+    """
+    path = folder / RECIPE
+    try:
+        noted = json.loads(files.read_text(path))
+        faces = noted.pop("training_faces"), noted.pop("validation_faces")
+        return from_dict(noted), faces
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not tell whose run this is ({error}): rename {folder}, or "
+            "pass fresh=True, which sets it aside."
+        ) from error
+
+
+def validation(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
+    """The run's held-out faces with the predictions that the training wrote.
+
+    Their paths are those in `faces`, as `data.read_train` gives them: the training may
+    have been another session's, which had them elsewhere.
+
+    Raises:
+        FileNotFoundError: if the training wrote none.
+        ValueError: if the file is damaged, or not of all the faces held out.
+    """
+    csv = folder / VALIDATION
+    predicted = tables.read_table(csv, "file_id", "pred_age", "low", "high")
+    ages = ("pred_age", "low", "high")
+    predicted = predicted[["file_id"]].assign(
+        **{name: tables.numbers(predicted, name, csv) for name in ages}
+    )
+    table = predicted.merge(faces, on="file_id")
+    _, held_out = read(folder)[1]
+    if _fingerprint(table) != held_out:
+        raise ValueError(
+            f"{csv} does not hold the {folder.name} run's held-out faces, or not all: "
+            "run 02_training.ipynb again, with the same AGELIB_DATA; it makes the file "
+            "anew."
+        )
+    return table
 
 
 def _fingerprint(table: pd.DataFrame) -> str:
@@ -43,8 +221,8 @@ def _fingerprint(table: pd.DataFrame) -> str:
     return hashlib.md5(faces.encode(), usedforsecurity=False).hexdigest()
 
 
-def set_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> Path | None:
     """Renames a folder that holds anything to `<folder>.old-N`."""
     if folder.is_dir() and any(folder.iterdir()):
-        numbered = (folder.with_name(f"{folder.name}.old-{n}") for n in range(1, 9999))
-        folder.rename(next(old for old in numbered if not old.exists()))
+        return files.set_aside(folder)
+    return None

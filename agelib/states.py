@@ -1,53 +1,228 @@
-"""Saved states of a training, in its run's folder: the newest, never half-written."""
+"""Saved states of a training, in its run's folder: tensors and JSON, never a pickle.
 
-import shutil
+A state is a folder `state-<step>`, of which only two files are ever opened. Random
+numbers are no part of it, for those of a step follow its number, and neither is the
+schedule, whose rate does too.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from agelib import files
 
-_UNFINISHED = "state.unfinished"
+_TENSORS, _POSITION = "state.safetensors", "state.json"
+FILES = _TENSORS, _POSITION
+# what earlier versions saved, by pickle
+_PICKLED = "optimizer.bin"
+_HISTORY = {"epoch", "train_loss", "val_mae", "lr", "seconds"}
+
+# tensors by the part of the training that they belong to, and by name
+Parts = dict[str, dict[str, Tensor]]
 
 
 def saved(folder: Path) -> list[Path]:
-    """The folders `state-<step>`, the newest last."""
-    return sorted(folder.glob("state-*"), key=lambda s: int(s.name.split("-")[1]))
+    """The folders `state-<step>`, the newest last; what only looks like one is not."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("state-*")
+        if (match := re.fullmatch(r"state-([0-9]{1,18})", path.name))
+        and path.is_dir()
+        and not path.is_symlink()
+    }
+    return [found[step] for step in sorted(found)]
 
 
-def save(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Saves all that accelerate holds or was told of, in place of earlier states.
+def save(folder: Path, step: int, parts: Parts, position: dict) -> None:
+    """Saves a state in place of the earlier ones.
 
+    Args:
+        position: what JSON can hold.
     Raises:
         OSError: if the disk takes no more; the earlier state is still there.
     """
-    with files.writing(folder):
-        accelerator.save_state(str(folder / _UNFINISHED))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        earlier = saved(folder)
-        (folder / _UNFINISHED).rename(folder / f"state-{step}")
-        for state in earlier:
-            shutil.rmtree(state)
+    tensors = {
+        f"{part}.{name}": tensor.contiguous()
+        for part, named in parts.items()
+        for name, tensor in named.items()
+    }
+    with files.replacing(folder / f"state-{step}") as state:
+        state.mkdir()
+        save_file(tensors, state / _TENSORS)
+        # so that a state of which a part is damaged, or another's, is found out
+        position = position | {"sha256": _digest((state / _TENSORS).read_bytes())}
+        text = json.dumps(position, allow_nan=False)
+        (state / _POSITION).write_text(text, encoding="utf-8")
+    remove_others(folder / f"state-{step}")
 
 
-def load(accelerator: Accelerator, folder: Path) -> bool:
-    """Brings back the newest state, if there is one, in every process.
+def remove_others(state: Path) -> None:
+    """Removes all states but this one, and what a kill left of saving another."""
+    for left in state.parent.glob(f"state-*{files.UNFINISHED}"):
+        files.remove(left)
+    for other in saved(state.parent):
+        if other != state:
+            files.remove(other)
+
+
+def newest(
+    folder: Path, check: Callable[[Parts, dict], None], say: Callable[[str], None]
+) -> Path | None:
+    """The newest state that is whole; what can't be read is set aside.
+
+    Args:
+        check: raises a ValueError if a state is not of this training.
+        say: is told what was set aside, and why.
+    Raises:
+        ValueError: if the newest is of an earlier version, whose states were pickles.
+    """
+    for state in reversed(saved(folder)):
+        if (state / _PICKLED).exists() and not (state / _TENSORS).exists():
+            model = folder / "model.safetensors"
+            raise ValueError(
+                f"{state} was saved by an earlier agelib, in a form that can run code "
+                f"when it is read, so it is not opened. {model} still predicts. Rename "
+                "the folder to begin again, or pass fresh=True, and "
+                f"start={str(model)!r} to go on from its weights."
+            )
+        try:
+            check(*read(state))
+        except ValueError as error:
+            aside = files.set_aside(state, "damaged")
+            say(f"{state} can't be read ({error}), and is kept as {aside.name}.")
+        else:
+            return state
+    return None
+
+
+def read(state: Path) -> tuple[Parts, dict]:
+    """The tensors of a state, and its position.
 
     Raises:
-        FileNotFoundError: if another machine's process can't see it.
+        ValueError: if a file is missing, damaged or of another kind.
     """
-    newest = broadcast_object_list([saved(folder)[-1:]])[0]
-    if accelerator.is_main_process:
-        # what a kill, or a full disk, left of saving another
-        for left in (*saved(folder)[:-1], folder / _UNFINISHED):
-            shutil.rmtree(left, ignore_errors=True)
-    for state in newest:
-        if not state.is_dir():
-            raise FileNotFoundError(
-                f"{state} is not to be seen from every machine: set AGELIB_RUNS to a "
-                "folder on a disk that they share."
+    parts = defaultdict(dict)
+    try:
+        position = json.loads(files.read_text(state / _POSITION))
+        content = files.regular(state / _TENSORS).read_bytes()
+        tensors = load(content)
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(position, dict) or position.get("sha256") != _digest(content):
+        raise ValueError(f"{_POSITION} is not that of {_TENSORS}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    return parts, position
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check(parts: Parts, position: dict, net: nn.Module, steps: int) -> None:
+    """Whether a state is of this network, with so many steps an epoch.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    wanted = {name: (t.shape, t.dtype) for name, t in net.state_dict().items()}
+    judged = bool(_history(position, steps))
+    for part in ("net", "ema", "best") if judged else ("net", "ema"):
+        found = {n: (t.shape, t.dtype) for n, t in parts.get(part, {}).items()}
+        if found != wanted:
+            other = min(n for n, _ in found.items() ^ wanted.items())
+            raise ValueError(f"{part}.{other} is not as the recipe's network has it")
+    learned = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
+    for key, tensor in parts.get("optimizer", {}).items():
+        name = key.rpartition(".")[0]
+        if name not in learned or tensor.shape not in _moments(learned[name]):
+            raise ValueError(f"optimizer.{key} belongs to no weights of the network")
+    if set(parts) - {"net", "ema", "best", "optimizer"}:
+        raise ValueError(f"nothing is called {', '.join(sorted(parts))}")
+
+
+def _moments(shape: torch.Size) -> set[torch.Size]:
+    """Shapes of what an optimizer may keep for a weight: factors, or a number, too."""
+    rows, columns = shape[:-1], shape[:-2] + shape[-1:]
+    return {shape, rows, columns, torch.Size([]), torch.Size([1])}
+
+
+def _history(position: dict, steps: int) -> list[dict]:
+    """The epochs that a position tells of.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    history = position.get("history")
+    numbers = [position.get(name) for name in ("scaler", "numbers", "counts")]
+    ok = (
+        type(position.get("updates")) is int
+        and isinstance(history, list)
+        and len(history) == position["updates"] // steps
+        and all(isinstance(row, dict) and row.keys() == _HISTORY for row in history)
+        and [row["epoch"] for row in history] == [*range(1, len(history) + 1)]
+        and all(isinstance(named, dict) for named in numbers)
+        and all(
+            isinstance(value, Real) and math.isfinite(value)
+            for values in (
+                [position.get("loss"), position.get("seconds")],
+                *(row.values() for row in history),
+                *(named.values() for named in numbers),
             )
-        accelerator.load_state(str(state))
-    return bool(newest)
+            for value in values
+        )
+    )
+    if not ok:
+        raise ValueError(f"{_POSITION} tells of no position in this training")
+    return history
+
+
+def of_optimizer(optimizer: Optimizer, net: nn.Module) -> tuple[dict, dict, dict]:
+    """What an optimizer knows of each weight, tensors and numbers, and its counts.
+
+    The first two by the weight's name and the optimizer's own, `<weight>.<key>`.
+    """
+    names = {weight: name for name, weight in net.named_parameters()}
+    tensors, numbers = {}, {}
+    for weight, values in optimizer.state.items():
+        for key, value in values.items():
+            held = tensors if isinstance(value, Tensor) else numbers
+            held[f"{names[weight]}.{key}"] = value
+    # where some of timm's optimizers count their steps
+    groups = enumerate(optimizer.param_groups)
+    counts = {str(n): int(group["step"]) for n, group in groups if "step" in group}
+    return tensors, numbers, counts
+
+
+def into_optimizer(
+    optimizer: Optimizer, net: nn.Module, tensors: dict, numbers: dict, counts: dict
+) -> None:
+    """Brings back what `of_optimizer` gave."""
+    content, state = optimizer.state_dict(), defaultdict(dict)
+    weights = dict(net.named_parameters())
+    given = (w for group in optimizer.param_groups for w in group["params"])
+    number = {weight: n for n, weight in enumerate(given)}
+    for name, value in (tensors | numbers).items():
+        of, _, key = name.rpartition(".")
+        weight = weights[of]
+        if isinstance(value, Tensor) and value.shape == weight.shape:
+            # in the weight's memory format, for the same sums in the same order
+            value = torch.empty_like(weight, device="cpu").copy_(value)
+        state[number[weight]][key] = value
+    for n, count in counts.items():
+        content["param_groups"][int(n)]["step"] = count
+    optimizer.load_state_dict(content | {"state": dict(state)})

@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from agelib import data, env, recipe
+from agelib import data, env, model, recipe, runs
 from agelib.loop import Loop
 from agelib.recipe import Recipe
 
@@ -31,6 +32,7 @@ def fit(
     fresh: bool = False,
     processes: int = 1,
     time_limit: float = math.inf,
+    start: Path | None = None,
 ) -> pd.DataFrame:
     """Trains the recipe and keeps the epoch with the least validation error.
 
@@ -47,17 +49,21 @@ def fit(
 
     Args:
         train, validation: tables with `path`, `digest` and `age` in years.
-        folder: the run's folder, as `env.run_folder` makes it.
+        folder: the run's folder, as `runs.folder` makes it.
         fresh: set an earlier run's files aside as `<folder>.old-N` and start over.
         processes: how many to start, each with a GPU of its own; they share every batch
             of the recipe, so that the outcome is that of one process.
         time_limit: hours. An epoch that would not end in time is not begun; a twentieth
             of the limit, at most ten minutes, is left for what follows the training.
+        start: a model that `model.save` wrote, of the same kind of network, whose
+            weights a run begins with in place of ImageNet's.
     Returns:
         The history, one row an epoch: `epoch` from 1, `train_loss`, `val_mae` in years,
         `lr`, `seconds`.
     Raises:
-        ValueError: if the folder holds a run of another recipe or of other faces.
+        ValueError: if the folder holds a run of another recipe or of other faces, or
+            `start` another network.
+        BlockingIOError: if another training works in the folder.
         FloatingPointError: if the loss is not finite.
         OSError: if the folder can't be written, or its disk is full.
         TimeoutError: if the limit ends before one epoch is complete.
@@ -69,15 +75,17 @@ def fit(
     share = recipe.batch_size // (processes * launched)
     # progress bars are widgets of the notebook's own process
     bar, parts = processes == 1, 1
+    weights = _weights(start, recipe) if start else None
     while True:
-        run = (recipe, train, validation, folder, fresh, bar, parts, deadline)
+        options = {"fresh": fresh, "bar": bar, "parts": parts, "deadline": deadline}
+        run = recipe, train, validation, folder, options | {"start": weights}
         try:
             if processes == 1:
                 return _run(*run)
             # an earlier fit of this process left its state of one process
             AcceleratorState._reset_state(True)
             notebook_launcher(_run, run, num_processes=processes)
-            return pd.read_csv(folder / "history.csv")
+            return pd.read_csv(folder / runs.HISTORY)
         except RuntimeError as error:
             parts *= 2
             # one of several that a launcher started can't try again by itself, and
@@ -94,10 +102,30 @@ def fit(
         )
 
 
-def _run(recipe: Recipe, *others) -> pd.DataFrame:
-    with torch.random.fork_rng():
+def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
+    net, trained = model.load(start)
+    kinds = [(r.backbone, r.head) for r in (trained, recipe)]
+    if kinds[0] != kinds[1]:
+        there, here = (f"{backbone} with a {head}" for backbone, head in kinds)
+        raise ValueError(f"{start} holds {there}, but the recipe wants {here}.")
+    return net.state_dict()
+
+
+def _run(
+    recipe: Recipe,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    folder: Path,
+    options: dict,
+) -> pd.DataFrame:
+    # of several processes the first keeps other trainings out
+    alone = os.environ.get("RANK", "0") == "0"
+    with (
+        runs.locked(folder) if alone else nullcontext(),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(recipe.seed)
-        loop = Loop(recipe, *others)
+        loop = Loop(recipe, train, validation, folder, **options)
         try:
             return loop.run()
         finally:
@@ -112,7 +140,7 @@ def main() -> None:
     chosen = recipe.default(len(faces), env.device())
     faces = data.split(faces, chosen.folds)
     held_out = faces["fold"] == 0
-    folder = env.run_folder(chosen.name)
+    folder = runs.folder(chosen, faces.drop(columns="fold"))
     fit(
         chosen,
         faces[~held_out],

@@ -19,10 +19,9 @@ from pathlib import Path
 from threading import RLock
 
 import torch
-from accelerate.utils import other
 from safetensors.torch import save_file
 
-from agelib import data, loop, model, train
+from agelib import data, loop, model, states, train
 from tests.conftest import TINY
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -34,7 +33,7 @@ def main(faces: Path) -> None:
     for line in sys.stdin:
         run, batch_size, die = line.split()
         # the error falls and rises again, so that not every epoch is kept
-        recipe = replace(TINY, epochs=20, learning_rate=0.03, ema_decay=0.5)
+        recipe = replace(TINY, epochs=30, learning_rate=0.03, ema_decay=0.5)
         recipe = replace(recipe, batch_size=int(batch_size))
         if not (child := os.fork()):
             live(recipe, table[~held_out], table[held_out], Path(run), die == "1")
@@ -83,8 +82,14 @@ def die_at_a_change(noted: Path) -> None:
     deaths = notes.read().splitlines()
     phase = ["start"]
 
-    def reach(change: str, path: object, prepare: Callable = lambda: None) -> None:
-        name = "/".join(Path(os.fsdecode(path)).parts[-2:])
+    def reach(
+        change: str, path: object, prepare: Callable = lambda: None, folder: int = -1
+    ) -> None:
+        # what is removed with its folder is told by its name alone
+        parts = 2 if folder < 0 else 3
+        above = f"/proc/self/fd/{folder}" if folder >= 0 else ""
+        path = Path(os.path.realpath(above), os.fsdecode(path))
+        name = "/".join(path.parts[-parts:])
         name = re.sub(r"state-\d+", "state-N", name)
         death = f"{phase[0]} {change} {name}"
         if phase != ["death"] and death not in deaths:
@@ -96,7 +101,8 @@ def die_at_a_change(noted: Path) -> None:
     def watch(event: str, arguments: tuple) -> None:
         opened = event == "open" and set(arguments[1] or "r") & set("wax+")
         if opened or event in CHANGES:
-            reach(event, arguments[0])
+            removed = event in ("os.remove", "os.rmdir")
+            reach(event, arguments[0], folder=arguments[1] if removed else -1)
 
     def halfway(write: Callable, left: str = "{}") -> Callable:
         def written(what, path, *given, **options):
@@ -109,11 +115,8 @@ def die_at_a_change(noted: Path) -> None:
 
         return written
 
-    # these don't tell Python which files they open
-    torch.save = halfway(torch.save)
-    # and this writes a file of another name, which it renames
-    halved = halfway(save_file, ".tmp{}")
-    model.save_file = other.safe_save_file = halved
+    # this doesn't tell Python which file it opens: one that it then renames
+    model.save_file = states.save_file = halfway(save_file, ".tmp{}")
     loop.Loop.update = before(loop.Loop.update, lambda _: phase.__setitem__(0, "step"))
     sys.addaudithook(watch)
 

@@ -5,15 +5,17 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 
-from agelib import files, loop, model, predict, train
+from agelib import files, loop, model, predict, runs, train
 
 
 @pytest.fixture
@@ -33,10 +35,11 @@ def disk(tmp_path):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """A function that has something done once, as a step begins; each is saved."""
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
+    """A function that has something done once, as a step begins; saved or not."""
 
-    def at_step(step: int, do) -> None:
+    def at_step(step: int, do, saved: bool = True) -> None:
+        if saved:
+            monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
         update, done = loop.Loop.update, []
 
         def updating(self, *batch):
@@ -79,37 +82,56 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "room", "cause"),
+    ("step", "saved", "room", "cause", "left"),
     [
-        (0, 0, SafetensorError),
-        # 3 steps an epoch: here first the model is written, then tables, then a state
-        (2, 0, SafetensorError),
-        (2, 1, OSError),
-        (2, 1.5, SafetensorError),
-        # here a state alone: of the weights, the optimizer, the averaged weights
-        (4, 0, SafetensorError),
-        (4, 1.5, RuntimeError),
-        (4, 3.5, RuntimeError),
+        (0, True, 0, SafetensorError, []),
+        # 3 steps an epoch. First the state is written, of 5 models' size: the weights,
+        # the averaged and the best ones, and two moments of the optimizer
+        (2, True, 0, SafetensorError, ["state-2"]),
+        (2, True, 4.5, SafetensorError, ["state-2"]),
+        (4, True, 3.5, SafetensorError, ["state-4"]),
+        # then the model, if no earlier state made room for it
+        (2, False, 5.5, SafetensorError, ["state-3"]),
     ],
 )
 def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
-    tiny, tables, tmp_path, disk, at_step, step, room, cause
+    tiny, tables, tmp_path, disk, at_step, step, saved, room, cause, left
 ):
     """As a step begins there is room for so many models; whatever fails to write."""
     train.fit(tiny, *tables, tmp_path / "run")
     size = (tmp_path / "run" / "model.safetensors").stat().st_size
-    at_step(step, lambda: leave(disk, math.ceil(room * size / 4096) * 4096))
+    room = math.ceil(room * size / 4096) * 4096
+    at_step(step, lambda: leave(disk, room), saved)
     run = disk / "run"
     with pytest.raises(OSError, match=sentence(run, "full: make room")) as raised:
         train.fit(tiny, *tables, run)
     assert type(raised.value.__cause__) is cause
-    states = [state.name for state in run.glob("state-*")]
-    assert states == [f"state-{step}"] * (step > 0)
+    assert [state.name for state in run.glob("state-*")] == left
     # as long as it is full it says so
     with pytest.raises(OSError, match=sentence(run, "full: make room")):
         train.fit(tiny, *tables, run)
     remount(disk, "size=64m")
     train.fit(tiny, *tables, run)
+    assert_same(run, tmp_path / "run")
+
+
+def test_a_disk_too_full_for_a_table_ends_a_run_that_goes_on(
+    tiny, tables, tmp_path, disk, at_step
+):
+    train.fit(replace(tiny, epochs=1), *tables, tmp_path / "first")
+    large = [*(tmp_path / "first").glob("**/*.safetensors")]
+    room = sum(math.ceil(file.stat().st_size / 4096) for file in large)
+    # the state's other file takes a page, and the table of predictions, of 10 rows, one
+    at_step(2, lambda: leave(disk, 4096 * (room + 1)), saved=False)
+    run = disk / "run"
+    with pytest.raises(OSError, match=sentence(run, "full: make room")) as raised:
+        train.fit(tiny, *tables, run)
+    assert type(raised.value.__cause__) is OSError
+    names = {file.name for file in run.iterdir()}
+    assert names == {"recipe.json", "state-3", "model.safetensors"}
+    remount(disk, "size=64m")
+    train.fit(tiny, *tables, run)
+    train.fit(tiny, *tables, tmp_path / "run")
     assert_same(run, tmp_path / "run")
 
 
@@ -120,9 +142,12 @@ def test_a_run_does_not_begin_on_a_full_disk(tiny, tables, disk):
 
 
 def test_a_read_only_disk_ends_a_run_whose_model_is_still_of_use(
-    tiny, tables, tmp_path, disk, at_step
+    tiny, tables, tmp_path, disk, at_step, monkeypatch
 ):
     train.fit(tiny, *tables, tmp_path / "run")
+    # a file system that fails turns read-only; a remount waits until no file is open
+    elsewhere = FileLock(tmp_path / "lock")
+    monkeypatch.setattr(runs, "FileLock", lambda _: elsewhere)
     at_step(4, lambda: remount(disk, "ro"))
     run = disk / "run"
     refused = sentence(run, "read-only: make it writable")
@@ -136,6 +161,7 @@ def test_a_read_only_disk_ends_a_run_whose_model_is_still_of_use(
     train.fit(tiny, *tables, run)
     assert_same(run, tmp_path / "run")
     # nothing has to be written to say that there is nothing to do
+    monkeypatch.undo()
     remount(disk, "ro")
     assert len(train.fit(tiny, *tables, run)) == 3
 

@@ -154,17 +154,25 @@ def test_loader_workers_follow_the_cores(monkeypatch):
 @pytest.mark.parametrize(
     "mounted", ["training", "notebooks/anna/training"], ids=["earlier", "since 2026"]
 )
-def test_on_kaggle_a_run_starts_as_a_copy_of_the_attached_one(kaggle, mounted):
-    attached = kaggle / "input" / mounted / "runs" / "cpu" / "state-9"
+def test_on_kaggle_attached_runs_are_listed_and_not_taken_over(kaggle, mounted):
+    attached = kaggle / "input" / mounted / "runs" / "cpu"
+    assert env.attached_runs() == []
     attached.mkdir(parents=True)
-    (attached / "step").write_text("9")
-    (attached / "step").chmod(0o444)
-    copied = env.run_folder("cpu") / "state-9" / "step"
-    assert copied.read_text() == "9"
-    copied.write_text("10")
-    # what this session did stays
-    assert (env.run_folder("cpu") / "state-9" / "step").read_text() == "10"
-    assert not list(env.run_folder("quick").iterdir())
+    (attached / "note").touch()
+    assert env.attached_runs() == [attached]
+    assert not list(env.run_folder("cpu").iterdir())
+
+
+def test_elsewhere_nothing_is_attached(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "KAGGLE", tmp_path)
+    (tmp_path / "input" / "training" / "runs" / "cpu").mkdir(parents=True)
+    assert env.attached_runs() == []
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AGELIB_RUNS", "~/runs")
+    assert env.run_folder("cpu") == tmp_path / "runs" / "cpu"
 
 
 def test_the_submission_lies_in_the_run_and_on_kaggle_where_it_looks(

@@ -1,6 +1,8 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -177,3 +179,26 @@ def test_workers_load_large_tables_only(dataset):
 def test_the_last_batch_waits_for_the_next_epoch_only_if_it_is_not_whole(tables):
     faces = loading.Faces(tables[0], 16, RECIPES["quick"])
     assert sorted(rows(loading.loader(faces, 10))) == list(range(30))
+
+
+def test_there_are_no_more_workers_than_shared_memory_has_room_for(
+    dataset, monkeypatch
+):
+    """A batch of 64 faces of 32 pixels in two views is 393,216 bytes."""
+    table = pd.concat([data.read_train(dataset)] * 25, ignore_index=True)
+    faces = loading.Faces(table, 32, views=2)
+    batch = 64 * 2 * 3 * 32 * 32
+    for free, workers in ((0, 0), (6 * batch - 1, 0), (6 * batch, 1), (10**12, 4)):
+        monkeypatch.setattr(loading, "_shared_memory", lambda free=free: free)
+        assert loading.loader(faces, 64, workers=4).num_workers == workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a folder there")
+def test_faces_are_read_where_there_is_no_shared_memory(dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(
+        torch.Tensor, "share_memory_", lambda _: pytest.fail("there is none")
+    )
+    table = pd.concat([data.read_train(dataset)] * 25, ignore_index=True)
+    batches = loading.loader(loading.Faces(table, 32), 64, workers=4)
+    assert sum(len(rows) for *_, rows in batches) == 1000

@@ -1,23 +1,31 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import nbformat
-import pandas as pd
 import pytest
 
 from agelib import __main__, env
 
+# what notebook 2 does with the run's folder
+TRAIN = """
+from pathlib import Path
+import pandas as pd
+run = Path("../runs/quick")
+run.mkdir(parents=True, exist_ok=True)
+(run / "recipe.json").touch()
+pd.DataFrame({"val_mae": [3.0, 2.5, 2.75]}).to_csv(run / "history.csv")
+"""
 PROGRESS_BAR = "from tqdm.notebook import tqdm\nfor _ in tqdm(range(2)): pass"
 
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone whose notebooks are given as lists of cells; its run is finished."""
+    """A clone whose notebooks are given as lists of cells."""
     monkeypatch.setattr(env, "REPOSITORY", tmp_path)
     monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("AGELIB_RECIPE", "quick")
-    for name in ("notebooks", "data/sample", "runs/quick"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "data/sample/train.csv").write_text("file_id,age\nimage_0.jpg,5\n")
-    predicted = pd.DataFrame({"age": [10, 20], "pred_age": [11, 24]})
-    predicted.to_csv(tmp_path / "runs/quick/validation.csv")
+    (tmp_path / "notebooks").mkdir()
 
     def write(**notebooks: list[str]):
         for name, sources in notebooks.items():
@@ -32,7 +40,7 @@ def clone(tmp_path, monkeypatch):
 def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
     folder = clone(
         **{
-            "02_b": ["print(open('note').read())"],
+            "02_b": ["print(open('note').read())", TRAIN],
             "01_a": ["open('note', 'w').write('from the first')"],
             "06_other": ["raise ValueError"],
         }
@@ -41,22 +49,69 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
     out = capfd.readouterr().out
     assert out.index("01_a.ipynb") < out.index("02_b.ipynb")
     assert "    from the first\n" in out
-    # (1 + 4) / 2
     assert "Validation error   2.50 years" in out
     assert f"Submission         {folder / 'runs/quick/submission.csv'}" in out
     assert "from the first" in (folder / "runs/quick/02_b.html").read_text()
+    assert sorted(p.name for p in (folder / "runs").rglob("*.html")) == [
+        "01_a.html",
+        "02_b.html",
+    ]
+    assert (folder / "runs/quick/01_a.html").is_file()
 
 
 def test_a_failing_cell_is_one_sentence_and_the_page_shows_where(clone):
     folder = clone(**{"01_a": ["print('so far')", "raise ValueError('no faces')"]})
     with pytest.raises(SystemExit, match=r"01_a\.ipynb stopped: ValueError: no faces"):
         __main__.main()
-    assert "so far" in (folder / "runs/quick/01_a.html").read_text()
+    assert "so far" in (folder / "runs/01_a.html").read_text()
 
 
 def test_saved_notebooks_hold_outputs_but_no_dead_progress_bars(clone):
-    folder = clone(**{"01_a": ["1 + 1", PROGRESS_BAR]})
+    folder = clone(**{"01_a": ["1 + 1", PROGRESS_BAR], "02_b": [TRAIN]})
     __main__.main(save=True)
     first, second = nbformat.read(folder / "notebooks/01_a.ipynb", as_version=4).cells
     assert first.outputs[0]["data"]["text/plain"] == "2"
     assert second.outputs == []
+
+
+def test_a_killed_kernel_is_one_sentence_and_what_it_printed_is_kept(clone):
+    kill = "import os, time; print('so far', flush=True); time.sleep(0.5); os._exit(9)"
+    folder = clone(**{"01_a": [kill]})
+    with pytest.raises(SystemExit, match=r"01_a\.ipynb stopped: .* killed.* Run again"):
+        __main__.main()
+    assert "so far" in (folder / "runs/01_a.html").read_text()
+
+
+def test_pages_of_an_earlier_run_on_other_faces_stay(clone):
+    folder = clone(**{"01_a": ["print('first')"], "02_b": [TRAIN]})
+    __main__.main()
+    os.utime(folder / "runs/quick/recipe.json", (1000, 1000))
+    other = TRAIN.replace("quick", "quick-2")
+    clone(**{"01_a": ["print('second')"], "02_b": [other]})
+    __main__.main()
+    assert "first" in (folder / "runs/quick/01_a.html").read_text()
+    assert "second" in (folder / "runs/quick-2/01_a.html").read_text()
+
+
+def test_pages_are_in_utf_8_whatever_the_machine_writes_by_default(clone):
+    folder = clone(**{"01_a": ["print('år → 岁')"], "02_b": [TRAIN]})
+    code = f"""
+import sys
+from pathlib import Path
+from agelib import env
+import runpy
+env.REPOSITORY = Path({str(folder)!r})
+sys.argv = ["agelib"]
+runpy.run_module("agelib", run_name="__main__")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert b"Validation error   2.50 years" in ran.stdout
+    page = (folder / "runs/quick/01_a.html").read_bytes()
+    assert "år → 岁".encode() in page

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import metrics, model, predict
+from agelib import metrics, model, predict, states
 
 HERE = Path(__file__).parent
 
@@ -56,8 +56,7 @@ def test_two_processes_learn_the_same_faces_in_the_same_steps_as_one(
         np.testing.assert_allclose(first["history"][name], expected, rtol=1e-5)
         assert second["history"][name] == first["history"][name]
     expected, found = (
-        torch.load(next(tmp_path.glob(f"{n}/state-9/custom_checkpoint_1.pkl")))
-        for n in (1, 2)
+        states.read(tmp_path / f"{n}" / "state-9")[0]["ema"] for n in (1, 2)
     )
     for key, weights in expected.items():
         torch.testing.assert_close(found[key], weights, rtol=1e-3, atol=1e-5)

@@ -78,12 +78,12 @@ def test_sharpness_falls_with_blur(faces):
 
 
 def test_sharpness_is_the_variance_of_the_laplacian(tmp_path):
-    dot = np.zeros((9, 9), np.uint8)
-    dot[4, 4] = 100
+    dot = np.zeros((18, 18), np.uint8)
+    dot[9, 9] = 100
     Image.fromarray(dot).save(tmp_path / "dot.png")
     found = quality.measure(pd.DataFrame({"path": [str(tmp_path / "dot.png")]}))
     # the Laplacian is -400 once, 100 four times, 0 elsewhere, and its mean is 0
-    assert found["sharpness"].item() == pytest.approx((400**2 + 4 * 100**2) / 81)
+    assert found["sharpness"].item() == pytest.approx((400**2 + 4 * 100**2) / 324)
 
 
 def test_measure_keeps_the_rows_and_adds_four_columns(faces):

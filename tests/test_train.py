@@ -66,7 +66,7 @@ def test_the_folder_holds_the_best_epoch_and_everything_about_the_run(
     run, tables, tmp_path
 ):
     # a learning rate that ruins the later epochs
-    history = run(epochs=4, learning_rate=0.3, schedule="constant", ema_decay=0.0)
+    history = run(epochs=4, learning_rate=0.3, schedule="step", ema_decay=0.0)
     kept = pd.read_csv(tmp_path / "run" / "validation.csv")
     assert metrics.mae(kept) == pytest.approx(history["val_mae"].min())
     again = predict.predict(
@@ -83,7 +83,7 @@ def test_a_run_ends_after_as_many_epochs_in_vain_as_it_has_patience(
     run, tmp_path, monkeypatch, capsys
 ):
     errors = [9.0, 9.5, 8.0, 8.0, 8.5]
-    choices = {"epochs": 9, "schedule": "constant", "warmup_epochs": 0}
+    choices = {"epochs": 9, "schedule": "step", "step_epochs": 99, "warmup_epochs": 0}
     told = iter(errors)
     monkeypatch.setattr(loop.metrics, "mae", lambda _: next(told))
     history = run(patience=2, **choices)
@@ -225,7 +225,8 @@ def test_processes_that_run_out_of_memory_are_started_anew(
     parts = []
 
     def launch(function, arguments, num_processes):
-        parts.append(arguments[-2])
+        *_, options = arguments
+        parts.append(options["parts"])
         if len(parts) == 1:
             raise RuntimeError("An issue was found ...: CUDA out of memory. Tried ...")
         function(*arguments)
