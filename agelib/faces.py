@@ -87,7 +87,7 @@ def read_photo(photo: Path | str | bytes | Upload) -> Image.Image:
         raise ValueError(
             f"{name} can't be read: {fault}. Try another copy of it, or save it anew "
             "as a JPEG."
-        ) from error
+        ) from None  # a notebook would show the decoder's own traceback first
 
 
 def find(photo: Image.Image) -> pd.DataFrame:

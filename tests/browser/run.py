@@ -1,8 +1,10 @@
 """Notebooks in a real JupyterLab: run.py SCREENSHOTS [NOTEBOOK ...] [--dark].
 
-Opens each notebook in headless Chromium, runs all its cells, and fails if a cell did
-not run, an output is an error or a warning, a figure is not drawn or wider than the
-page, or a progress bar is not a widget. Saves pictures of each page in SCREENSHOTS.
+Starts it as `make lab` does, opens each notebook in headless Chromium, runs all its
+cells, and fails if a cell did not run, an output is an error or a warning, a figure is
+not drawn or wider than the page, or a progress bar is not a widget. Uploads photos to
+notebook 5, and fails if one is lost, is shown under another's name, or is found in the
+saved file. Saves pictures of each page in SCREENSHOTS.
 """
 
 import argparse
@@ -20,12 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
+from PIL import Image
 
 from agelib import sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 8912
 SECONDS, HEIGHT = 600, 1500
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]
+BROWSER += ["--disable-background-networking", "--disable-component-update"]
 SETTINGS = {
     # cells out of sight would not be part of the page otherwise
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
@@ -58,14 +64,21 @@ def jupyterlab(folder: Path, dark: bool):
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "AGELIB_RUNS": str(folder / "runs"),
     }
-    command = [
-        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),
-        *(f"--port={PORT}", "--port-retries=0", f"--IdentityProvider.token={token}"),
-        f"--notebook-dir={folder / 'notebooks'}",
-    ]
+    # a place that looks like the clone, for the paths in its command
+    for name in (".venv", "agelib"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    make = ["make", "--no-print-directory", "--dry-run", "lab"]
+    told = subprocess.check_output(make, cwd=REPOSITORY, text=True)
+    command = f"exec env {told.splitlines()[-1]} --no-browser --port={PORT} "
+    command += f"--port-retries=0 --IdentityProvider.token={token}"
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT
+            command,
+            shell=True,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
         _wait_for(server, f"http://127.0.0.1:{PORT}/api/status?token={token}", folder)
@@ -90,8 +103,9 @@ def _wait_for(server: subprocess.Popen, address: str, folder: Path) -> None:
     raise RuntimeError(f"JupyterLab did not start:\n{(folder / 'log').read_text()}")
 
 
-def run_all(page, address: str, name: str, pictures: Path) -> list[str]:
+def run_all(page, address: str, path: Path, pictures: Path) -> list[str]:
     """Runs one notebook; what is wrong with its page."""
+    name = path.name
     page.set_viewport_size({"width": 1280, "height": HEIGHT})
     page.goto(address.format(name))
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
@@ -130,7 +144,7 @@ def run_all(page, address: str, name: str, pictures: Path) -> list[str]:
         page.wait_for_timeout(300)
         page.screenshot(path=f"{pictures}-{number}.png")
     if name.startswith("05"):
-        wrong += upload(page, pictures.with_name("photo.png"))
+        wrong += photos(page, path, pictures)
     cells = page.locator(".jp-CodeCell").count()
     told = f"{cells} cells, {len(figures)} figures, {len(wrong)} problems"
     print(f"{name}: {told}", flush=True)
@@ -158,22 +172,79 @@ def wait_for_cells(page) -> tuple[list[str], int]:
     return [f"{len(waiting)} code cells did not run"], bars
 
 
-def upload(page, photo: Path) -> list[str]:
-    """Uploads a photo of two drawn people; what is wrong with what becomes of it."""
-    sample.draw_wall(ages=(9, 70)).save(photo)
-    button = page.locator(".jp-OutputArea .widget-upload")
+def photos(page, saved: Path, pictures: Path) -> list[str]:
+    """Uploads to notebook 5, after the example; what is wrong with what it shows."""
+    wrong = named(page, "The example, 1240 x 620 pixels", "the example")
+    # more than 18 MB, where a server takes 10 by default
+    wall = sample.draw_wall(ages=(9, 70))
+    pixels = np.asarray(wall.resize((13 * wall.width, 13 * wall.height)), "int16")
+    noise = np.random.default_rng(0).integers(-25, 26, pixels.shape, "int16")
+    photo = pictures.with_name("two people $x$.jpg")
+    two = Image.fromarray((pixels + noise).clip(0, 255).astype("uint8"))
+    two.save(photo, quality=95)
+    if photo.stat().st_size < 18e6:
+        wrong.append(f"the photo has {photo.stat().st_size} bytes only")
+    title = f"{photo.name}, {two.width} x {two.height} pixels"
+    wrong += upload(page, photo) + named(page, title, "an upload")
+    table = page.locator(".jp-CodeCell", has_text="faces.find(").locator("tbody tr")
+    if table.count() != 2:
+        wrong.append(f"{table.count()} faces found in a photo of two")
+    choose(page, "Run All Cells")
+    page.wait_for_timeout(1000)
+    wrong += wait_for_cells(page)[0] + named(page, title, "Run All after an upload")
+    for number, cell in enumerate(page.locator(".jp-CodeCell").all()[3:6]):
+        cell.screenshot(path=f"{pictures}-upload-{number}.png")
+
+    before = saved.stat().st_mtime_ns
+    page.locator(".jp-CodeCell").first.click()
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(3000)
+    if saved.stat().st_mtime_ns == before:
+        wrong.append("the notebook was not saved")
+    if not named_results(page):
+        wrong.append("saving took the results from the page")
+    notebook = nbformat.read(saved, as_version=4)
+    if "widgets" in notebook.metadata or any(c.get("outputs") for c in notebook.cells):
+        wrong.append("the saved file holds outputs")
+
+    # after a photo, files that are none: theirs is a sentence and nothing else
+    reading = page.locator(".jp-CodeCell", has_text="faces.uploaded(")
+    for content, fault in ((b"no photo", "text"), (b"", "zero bytes")):
+        broken = pictures.with_name("broken.jpg")
+        broken.write_bytes(content)
+        wrong += upload(page, broken, fails=True)
+        if results := named_results(page):
+            wrong.append(f"results below a file that is none: {results}")
+        told = reading.locator(".jp-OutputArea").inner_text()
+        if not re.search(rf"broken\.jpg can't be read: .*{fault}", told):
+            wrong.append(f"a file that is none says {told!r}")
+        reading.screenshot(path=f"{pictures}-{fault.replace(' ', '-')}.png")
+    return wrong
+
+
+def upload(page, file: Path, fails: bool = False) -> list[str]:
+    """Chooses a file and runs the cells below the button; what did not run of them."""
     with page.expect_file_chooser() as dialog:
-        button.click()
-    dialog.value.set_files(photo)
+        page.locator(".jp-OutputArea .widget-upload").click()
+    dialog.value.set_files(file)
     page.get_by_text("Your photo (1)").wait_for()
     page.locator(".jp-CodeCell", has_text="faces.uploaded(").click()
     choose(page, "Run Selected Cell and All Below")
     page.wait_for_timeout(1000)
     wrong, _ = wait_for_cells(page)
-    table = page.locator(".jp-CodeCell", has_text="faces.find(").locator("tbody tr")
-    if table.count() != 2:
-        wrong.append(f"{table.count()} faces found in a photo of two")
-    return wrong
+    return [] if fails else wrong
+
+
+def named_results(page) -> list[str]:
+    """What the results that name their photo say."""
+    cells = page.locator(".jp-CodeCell", has_text="print(title)")
+    outputs = cells.locator('[data-mime-type="application/vnd.jupyter.stdout"]')
+    return [text.strip() for text in outputs.all_inner_texts()]
+
+
+def named(page, title: str, when: str) -> list[str]:
+    results = named_results(page)
+    return [] if results == [title] * 5 else [f"{when}: the results are of {results}"]
 
 
 def main() -> None:
@@ -197,9 +268,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         jupyterlab(Path(folder), asked.dark) as address,
         sync_playwright() as playwright,
-        playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox"]
-        ) as browser,
+        playwright.chromium.launch(executable_path=chromium, args=BROWSER) as browser,
     ):
         every = sorted(p.stem for p in (REPOSITORY / "notebooks").glob("*.ipynb"))
         for name in asked.notebooks or every:
@@ -209,7 +278,7 @@ def main() -> None:
             page = browser.new_page(device_scale_factor=2)
             page.set_default_timeout(40_000)
             pictures = asked.screenshots / f"{name.removesuffix('.ipynb')}-{theme}"
-            found = run_all(page, address, name, pictures)
+            found = run_all(page, address, Path(folder, "notebooks", name), pictures)
             page.close()
             wrong += [f"{name}: {problem}" for problem in found]
     if wrong:
