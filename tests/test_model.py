@@ -1,12 +1,14 @@
+import json
+import os
 import pickle
-import subprocess
-import sys
-from dataclasses import replace
+import resource
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy import stats
 
 from agelib import model, recipe
@@ -53,77 +55,9 @@ def test_the_model_normalises_pixels_as_its_checkpoint_was_trained(untrained):
     torch.testing.assert_close(untrained(images), by_hand)
 
 
-def test_weights_come_from_the_local_file(tiny, tmp_path):
-    stored = load_file(tmp_path / "weights" / f"{tiny.backbone}.safetensors")
-    created = model.create(tiny).backbone
-    assert torch.equal(created.conv_stem.weight, stored["conv_stem.weight"])
-    assert created.get_classifier().out_features == 101
-
-
-def test_lite0_carries_the_pip_installed_imagenet_weights():
-    lite0 = model.create(recipe.get("cpu"))
-    packaged = torch.load(
-        model._packaged_weights("tf_efficientnet_lite0.in1k"), weights_only=True
-    )
-    tensors = list(lite0.backbone.state_dict().values())[:-2]
-    assert len(packaged) == 296
-    assert all(
-        torch.equal(ours, theirs)
-        for ours, theirs in zip(tensors, list(packaged.values())[:-2], strict=True)
-    )
-
-
-def test_packaged_weights_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="don't fit"):
-        model._renamed({"a": torch.ones(2)}, {"b": torch.ones(3)})
-
-
-def test_without_a_network_the_ways_out_are_named(tmp_path):
-    """In a process of its own: the hub client reads HF_HUB_OFFLINE when imported."""
-    code = "from agelib import model, recipe; model.create(recipe.get('gpu'))"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert "ConnectionError: No network" in run.stderr
-    assert "AGELIB_WEIGHTS" in run.stderr
-    assert "AGELIB_RECIPE=quick" in run.stderr
-
-
 def test_an_unknown_backbone_is_named():
     with pytest.raises(ValueError, match="no backbone 'resnet1000'"):
         model.create(replace(TINY, backbone="resnet1000"))
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "imagenet_only"),
-    [
-        ("tf_efficientnet_b4.ns_jft_in1k", False),
-        ("tf_efficientnetv2_s.in1k", True),
-        ("tf_efficientnetv2_s.in21k_ft_in1k", False),
-        ("convnextv2_tiny.fcmae_ft_in1k", True),
-        ("tf_efficientnet_lite0.in1k", True),
-        ("resnet50.fb_swsl_ig1b_ft_in1k", False),
-        ("vit_base_patch14_dinov2.lvd142m", False),
-        ("fastvit_t8.apple_dist_in1k", False),
-    ],
-)
-def test_pretraining_tells_what_a_checkpoint_saw(checkpoint, imagenet_only):
-    seen = model.pretraining(checkpoint)
-    assert (seen.checkpoint, seen.imagenet_only) == (checkpoint, imagenet_only)
-
-
-def test_a_bare_b4_means_the_checkpoint_that_saw_jft():
-    seen = model.pretraining("tf_efficientnet_b4")
-    assert seen.checkpoint == "tf_efficientnet_b4.ns_jft_in1k"
-    assert not seen.imagenet_only
-
-
-def test_pretraining_of_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no pretrained 'resnet1000'"):
-        model.pretraining("resnet1000")
 
 
 @torch.no_grad()
@@ -159,37 +93,217 @@ def test_loading_before_training_says_what_to_run_first(tmp_path):
 def test_a_checkpoint_cut_short_is_named(untrained, tmp_path):
     path = tmp_path / "model.safetensors"
     model.save(untrained, TINY, path)
-    for size in (0, 5, path.stat().st_size // 2, path.stat().st_size - 1):
-        path.write_bytes(path.read_bytes()[:size])
+    whole = path.read_bytes()
+    for size in (1, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"model\.safetensors is no complete"):
             model.load(path)
-        model.save(untrained, TINY, path)
+
+
+def write(path: Path, tensors: dict, choices: object, **more: str) -> Path:
+    """A checkpoint with those choices as its recipe, or with that text."""
+    text = choices if isinstance(choices, str) else json.dumps(choices)
+    save_file(tensors, path, {"agelib_recipe": text} | more)
+    return path
+
+
+@pytest.fixture
+def tensors(untrained) -> dict[str, torch.Tensor]:
+    return {n: t.contiguous() for n, t in untrained.state_dict().items()}
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which a checkpoint is refused."""
+    with pytest.raises(ValueError, match=rf"^{path} ") as refused:
+        model.load(path)
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert len(sentence) < 800
+    return sentence
 
 
 class Evil:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
     def __reduce__(self):
-        return exec, ("raise SystemExit('code of the checkpoint ran')",)
+        return os.mkdir, (str(self.mark),)
 
 
 def test_a_pickle_is_refused_without_being_read(tmp_path):
+    path, mark = tmp_path / "model.safetensors", tmp_path / "mark"
+    for protocol in (2, 3, 4, 5):
+        path.write_bytes(pickle.dumps(Evil(mark), protocol))
+        assert "is a pickle" in refusal(path)
+        pickle.loads(path.read_bytes())
+        mark.rmdir()
+    torch.save({"weight": torch.ones(2), "evil": Evil(mark)}, path)
+    assert "is a pickle" in refusal(path)
+    assert not mark.exists()
+
+
+def test_a_header_that_begins_like_a_pickle_is_none(tmp_path):
     path = tmp_path / "model.safetensors"
-    for protocol in (2, 4, 5):
-        path.write_bytes(pickle.dumps(Evil(), protocol))
-        with pytest.raises(ValueError, match="is a pickle"):
-            model.load(path)
-    torch.save({"weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="is a pickle"):
-        model.load(path)
+    # 640 bytes of header, of which some are missing: 0x80, 0x02
+    path.write_bytes((640).to_bytes(8, "little") + b'{"a"')
+    assert "is no complete safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<html><body>Sign in</body></html>", "is a web page"),
+        ((2**23).to_bytes(8, "little") + b"{" + b" " * 2**23, "too long"),
+        ((2**62).to_bytes(8, "little") + b"{}", "is no complete"),
+        ((2).to_bytes(8, "little") + b"{}", "it has no recipe"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_checkpoint_is_told(tmp_path, content, told):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert told in refusal(path)
+
+
+def test_a_folder_and_a_pipe_are_no_checkpoints(tmp_path):
+    with pytest.raises(OSError, match="is a folder"):
+        model.load(tmp_path)
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match="is a device or a pipe"):
+        model.load(tmp_path / "model.safetensors")
 
 
 def test_a_checkpoint_of_another_model_is_named(untrained, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="does not hold a model that agelib saved"):
-        model.load(path)
+    assert "does not hold a model that agelib saved (it has no recipe)" in refusal(path)
     model.save(untrained, replace(TINY, backbone="test_resnet.r160_in1k"), path)
-    with pytest.raises(ValueError, match="does not hold a model that agelib saved"):
-        model.load(path)
+    assert "tensors are missing, backbone.conv1.0.weight first" in refusal(path)
+    model.save(untrained, replace(TINY, head="regression"), path)
+    assert "classifier.weight has the shape (101, 256), not (1, 256)" in refusal(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_the_newer_choices_defaults(
+    tensors, tmp_path
+):
+    older = {"name": "old", "backbone": TINY.backbone, "image_size": 32, "epochs": 2}
+    path = write(tmp_path / "model.safetensors", tensors, older)
+    assert model.load(path)[1] == recipe.Recipe(**older)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not in JSON"),
+        ("{", "not in JSON"),
+        ("[" * 50_000, "not in JSON"),
+        ("null", "no recipe, but None"),
+        ("[]", r"no recipe, but []"),
+        ('{"name": "a", "name": "b"}', "tells a choice twice"),
+        ('{"name": "a"}', "lacks backbone, epochs, image_size"),
+        ("[" + "9" * 10_000 + "]", "limit"),
+    ],
+)
+def test_a_checkpoint_whose_recipe_is_none_is_refused(tmp_path, text, told):
+    path = write(tmp_path / "model.safetensors", {}, text)
+    assert told in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ({"image_size": 0}, "image_size is 0, but should be a whole number from 32"),
+        ({"image_size": 40_000}, "image_size is 40000"),
+        ({"image_size": "160"}, "image_size is '160'"),
+        ({"image_size": 160.0}, "image_size is 160.0"),
+        ({"frozen_stages": 2**31}, "frozen_stages is 2147483648"),
+        ({"frozen_stages": 6}, "frozen_stages is 6, but the backbone has 5 stages"),
+        ({"views_at_test": 7}, "views_at_test is 7, but should be a whole number fr"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"dropout": float("inf")}, "dropout is inf"),
+        ({"backbone": "resnet1000"}, "no backbone 'resnet1000'"),
+        ({"backbone": "resnet18.mine"}, "no backbone 'resnet18.mine'"),
+        ({"backbone": "hf-hub:a/b"}, "backbone is 'hf-hub:a/b'"),
+        ({"backbone": "test_vit.r160_in1k"}, "takes faces of 160 pixels a side alone"),
+        ({"more": 1}, "choices that this agelib lacks: 'more'"),
+    ],
+)
+def test_a_checkpoint_whose_recipe_can_not_be_is_refused(
+    tensors, tmp_path, choices, told
+):
+    path = tmp_path / "model.safetensors"
+    assert told in refusal(write(path, tensors, asdict(TINY) | choices))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("backbone.conv_stem.weight", lambda t: t * torch.nan, "is not finite"),
+        ("backbone.conv_stem.weight", lambda t: t / 0, "is not finite"),
+        ("backbone.conv_stem.weight", lambda t: t.double() * 1e300, "is not finite"),
+        ("backbone.conv_stem.weight", lambda t: t.long(), "of the type torch.int64"),
+        ("backbone.conv_stem.weight", lambda t: t.to(torch.float8_e5m2), "F8_E5M2"),
+        ("backbone.conv_stem.weight", lambda t: t.to(torch.complex64), "type C64"),
+        ("backbone.conv_stem.weight", lambda t: t.flatten(), "has the shape (648,)"),
+        ("backbone.bn1.weight", lambda t: t[0].clone(), "has the shape (), not (24,)"),
+        ("backbone.bn1.weight", lambda t: t[:0].clone(), "has the shape (0,)"),
+        ("backbone.bn1.running_var", lambda t: t - 2, "is a variance below zero"),
+        ("backbone.bn1.num_batches_tracked", lambda t: t.float(), "of the type"),
+        ("mean", lambda t: t * torch.inf, "mean is not finite"),
+        ("std", lambda t: t * 0, "std or scale is not above zero"),
+        ("std", lambda t: -t, "std or scale is not above zero"),
+        ("scale", lambda t: t * 0, "std or scale is not above zero"),
+        ("scale", lambda t: t[None], "scale has the shape (1,), not ()"),
+    ],
+)
+def test_a_checkpoint_that_would_spoil_all_ages_is_refused(
+    tensors, tmp_path, name, change, told
+):
+    path = tmp_path / "model.safetensors"
+    tensors[name] = change(tensors[name])
+    assert told in refusal(write(path, tensors, asdict(TINY)))
+
+
+def test_half_the_tensors_and_others_are_refused(tensors, tmp_path):
+    path = tmp_path / "model.safetensors"
+    write(path, tensors | {"more": torch.ones(2)}, asdict(TINY))
+    assert "(1 do not belong there, 'more' first)" in refusal(path)
+    write(path, dict(list(tensors.items())[:44]), asdict(TINY))
+    assert "of 78 tensors are missing" in refusal(path)
+
+
+def test_a_small_file_that_names_a_huge_network_takes_no_memory(tmp_path):
+    huge = asdict(TINY) | {"backbone": "convnext_xxlarge.clip_laion2b_soup_ft_in1k"}
+    path = write(tmp_path / "m.safetensors", {"a": torch.ones(2)}, huge)
+    assert path.stat().st_size < 1000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "tensors are missing" in refusal(path)
+    # it would take 3.4 GB, which this process has not taken before either
+    assert before < 3_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", recipe.RECIPES)
+def test_what_is_saved_with_a_named_recipe_is_loaded(tmp_path, name, half):
+    small = replace(recipe.get(name), backbone=TINY.backbone)
+    path = tmp_path / "model.safetensors"
+    model.save(model.create(small, pretrained=False), small, path, half)
+    assert model.load(path)[1] == small
+
+
+def test_answers_that_are_not_finite_are_no_ages(untrained):
+    # finite weights, but their sum is not
+    untrained.backbone.conv_stem.weight.data.fill_(3e38)
+    with pytest.raises(ValueError, match="answers are not finite"):
+        untrained.probabilities(photos(1))
+
+
+@pytest.mark.parametrize("stages", [6, 100])
+def test_more_frozen_stages_than_the_backbone_has_are_refused(stages):
+    with pytest.raises(ValueError, match=f"frozen_stages is {stages}, but.* 5 stages"):
+        model.create(replace(TINY, frozen_stages=stages), pretrained=False)
 
 
 def test_frozen_stages_learn_nothing_and_the_others_do(tiny):
