@@ -29,7 +29,8 @@ lint: $(SETUP)
 	$(BIN)/ruff format --check .
 
 lab: $(SETUP)  ## the notebooks in JupyterLab
-	JUPYTER_CONFIG_PATH=agelib/jupyter $(BIN)/jupyter lab --allow-root --notebook-dir=notebooks
+	cp agelib/server.json .venv/etc/jupyter/jupyter_server_config.d/agelib.json
+	$(BIN)/jupyter lab --allow-root --notebook-dir=notebooks
 
 kaggle: $(SETUP)  ## builds dist/kaggle: make kaggle OWNER=your-name-on-kaggle
 	$(BIN)/python -m agelib.kaggle $(OWNER)

@@ -1,7 +1,7 @@
 """What agelib adds to the Jupyter server beside it: photos get in, no faces get out.
 
-A server reads `jupyter/jupyter_server_config.d/agelib.json`, which names this module,
-if `jupyter` is among its folders of configuration, as `make lab` says.
+`server.json` names this module to every Jupyter server of an environment, once it lies
+in the environment's `etc/jupyter/jupyter_server_config.d`, where `make lab` puts it.
 """
 
 # bytes: what tornado takes by default, 10 MiB, is less than many a phone's photo, and

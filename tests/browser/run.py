@@ -69,8 +69,10 @@ def jupyterlab(folder: Path, dark: bool):
         (folder / name).symlink_to(REPOSITORY / name)
     make = ["make", "--no-print-directory", "--dry-run", "lab"]
     told = subprocess.check_output(make, cwd=REPOSITORY, text=True)
-    command = f"exec env {told.splitlines()[-1]} --no-browser --port={PORT} "
-    command += f"--port-retries=0 --IdentityProvider.token={token}"
+    *before, start = told.splitlines()
+    options = f"--no-browser --port={PORT} --port-retries=0"
+    options += f" --IdentityProvider.token={token}"
+    command = "\n".join(["set -e", *before, f"exec {start} {options}"])
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             command,
