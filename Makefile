@@ -4,17 +4,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
-.PHONY: run test test-platforms notebooks lint lab kaggle sample bench clean
+.PHONY: run test test-lowest test-platforms notebooks lint lab kaggle sample bench clean
 
 run: $(SETUP)  ## the notebooks in order: a submission file, and ages on a photo
 	$(BIN)/python -m agelib
 
 # The notebooks are tested on the bundled sample, with a run folder of their own.
 test: $(SETUP) lint  ## every test, then the notebooks against their committed outputs
+	PYTHONWARNDEFAULTENCODING=1 \
 	$(BIN)/python -m pytest tests --ignore=tests/platforms --cov=agelib --cov-fail-under=90
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+# On Python 3.11, for which all of these versions have wheels.
+test-lowest:  ## the package's tests on the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' \
+	--constraint .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pytest tests --ignore=tests/platforms
 
 test-platforms: $(SETUP)  ## the notebooks on a pretended Kaggle and a pretended Colab
 	$(BIN)/python -m pytest tests/platforms -rs
