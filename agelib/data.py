@@ -70,26 +70,6 @@ def read_ages(csv: Path) -> pd.DataFrame:
     return table[["file_id", "age"]].reset_index(drop=True)
 
 
-def read_validation(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
-    """The held-out faces with the predictions that a training wrote.
-
-    Their paths are those in `faces`, as `read_train` gives them: the training may have
-    been another session's, which had them elsewhere.
-
-    Raises:
-        ValueError: if a face of the file is not among `faces`.
-    """
-    table = pd.read_csv(csv, dtype={"file_id": str})
-    table["path"] = table["file_id"].map(faces.set_index("file_id")["path"])
-    missing = table["file_id"][table["path"].isna()]
-    if len(missing):
-        raise ValueError(
-            f"{csv} is of other faces: {missing.iloc[0]} is not in train.csv. Run "
-            "02_training.ipynb with the same AGELIB_DATA."
-        )
-    return table
-
-
 def read_listed(csv: Path) -> pd.DataFrame:
     """The faces that a table lists, each once: `file_id` and `age` as text, by line.
 
@@ -206,7 +186,7 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
                 advice += ", or pass unreadable='drop' to leave such faces out"
             raise ValueError(f"{summary}. {advice}.")
         names = ", ".join(table["file_id"][bad.index[:10]])
-        warnings.warn(f"{summary}. Left out: {names}", stacklevel=2)
+        warnings.warn(f"{summary}. Left out: {names}", stacklevel=3)
     doubtful = pd.Series(concerns, table.index).dropna()
     if len(doubtful):
         first = doubtful.head(10)
@@ -214,7 +194,7 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
         warnings.warn(
             f"{len(doubtful):,} of {len(table):,} images hardly show a face, so that "
             f"an age of theirs means little: {names}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return table.drop(index=bad.index).reset_index(drop=True)
 
@@ -251,10 +231,13 @@ def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
     rank, n_bands = table["age"].rank(method="first"), min(20, len(table) // folds)
     bands = pd.qcut(rank, n_bands, labels=False)
     stratified = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    fold = _numbered(stratified.split(table, bands, table["digest"]), len(table))
+    with warnings.catch_warnings():
+        # of few faces, not each fold has one of each band
+        warnings.filterwarnings("ignore", "The least populated class")
+        fold = _numbered(stratified.split(table, bands, table["digest"]), len(table))
     if len(np.unique(fold)) < folds:
-        # where most faces are one photo, some versions leave folds empty; here that
-        # photo comes last, so that it is not what is held out
+        # of few photos with many copies it may leave a fold empty; now the photo with
+        # the most copies comes last, so that it is not what is held out
         by_size = GroupKFold(folds).split(table, groups=table["digest"])
         fold = folds - 1 - _numbered(by_size, len(table))
     return table.assign(fold=fold)

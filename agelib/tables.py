@@ -16,14 +16,15 @@ from agelib import files
 # bytes, some ten million faces: no table, but memory that nobody has to spare
 LARGEST_FILE = 2**28
 # where a comma is the decimal sign, spreadsheets save semicolons
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
 
 
 def read_table(csv: Path, *columns: str) -> pd.DataFrame:
     """A table in CSV, in which nothing is taken for a number or a missing value.
 
-    Ids such as 007 and NA stay as they are. Semicolons and tabs separate as well as
-    commas; spaces after them, and around the columns' names, are not part of the table.
+    Ids such as 007 and NA stay as they are. Semicolons, tabs and bars separate as well
+    as commas; spaces after them, and around the columns' names, are no part of the
+    table.
 
     Args:
         columns: those that it must have.
@@ -64,7 +65,8 @@ def numbers(
     Raises:
         ValueError: naming the file, the line and the value of one that is none.
     """
-    text = table[column].str.replace(r"^(\s*\d+),(\d\d?\s*)$", r"\1.\2", regex=True)
+    text = table[column].str.strip()
+    text = text.str.replace(r"^([-+]?\d+),(\d\d?)$", r"\1.\2", regex=True)
     number = pd.to_numeric(text, errors="coerce").astype(float)
     right = np.isfinite(number) & number.between(low, high)
     limits = f" from {low:g} to {high:g}" if np.isfinite([low, high]).all() else ""
@@ -89,7 +91,7 @@ def refuse(csv: Path, values: pd.Series, fault: str, advice: str) -> None:
 
 def at(values: pd.Series) -> str:
     """The line of the first value, and how many there are besides."""
-    more = f" and {len(values) - 1:,} more" if len(values) > 1 else ""
+    more = f" (and {len(values) - 1:,} more)" if len(values) > 1 else ""
     return f"line {values.index[0]}{more}"
 
 
@@ -154,14 +156,13 @@ def _check_names(csv: Path, names: list[str], columns: tuple[str, ...]) -> None:
     for column in columns:
         if column not in names:
             lower = {name.lower(): name for name in names}
-            near = get_close_matches(column, lower, 1)
-            advice = (
-                f"rename {lower[near[0]]!r}"
-                if near
-                else f"its first line should name {','.join(columns)}"
+            near = [lower[name] for name in get_close_matches(column, lower, 1)]
+            shown = shorten(", ".join(map(repr, names)), 100)
+            found = f"but {near[0]!r}" if near else f"only {shown}"
+            raise ValueError(
+                f"{csv} has no column {column!r}, {found}: its first line should name "
+                f"{','.join(columns)}."
             )
-            found = shorten(", ".join(map(repr, names)), 100)
-            raise ValueError(f"{csv} has no column {column!r}, only {found}: {advice}.")
     for name, times in Counter(filter(None, names)).items():
         if times > 1:
             raise ValueError(f"{csv} has {times} columns {name!r}: leave one.")

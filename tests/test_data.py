@@ -1,16 +1,30 @@
+import os
 import shutil
+import unicodedata
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
 
-from agelib import data
+from agelib import data, images
+
+# the fixture's faces are noise of one grey
+pytestmark = pytest.mark.filterwarnings("ignore:.*hardly show a face")
 
 
 def rewrite(csv: Path, change: Callable[[str], str]) -> None:
-    csv.write_text(change(csv.read_text()))
+    csv.write_text(change(csv.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def list_faces(csv: Path, *file_ids: str) -> None:
+    """Writes a table with these ids, all aged 26, from line 2 on."""
+    rows = "".join(f'"{file_id}",26\n' for file_id in file_ids)
+    csv.write_text(f"file_id,age\n{rows}", encoding="utf-8")
 
 
 def test_the_training_table_holds_every_face_with_its_path_and_age(dataset):
@@ -22,30 +36,136 @@ def test_the_training_table_holds_every_face_with_its_path_and_age(dataset):
 
 
 def test_the_test_table_keeps_the_templates_order_and_has_no_age(dataset):
-    rewrite(
-        dataset / "submission.csv",
-        lambda _: "file_id,age\nimage_3.jpg,0\nimage_0.jpg,0\n",
-    )
+    list_faces(dataset / "submission.csv", "image_3.jpg", "image_0.jpg")
     table = data.read_test(dataset)
     assert table["file_id"].tolist() == ["image_3.jpg", "image_0.jpg"]
     assert table["path"][0] == str(dataset / "test" / "image_3.jpg")
     assert "age" not in table
 
 
-def test_ids_may_leave_out_the_suffix(dataset):
-    rewrite(dataset / "train.csv", lambda text: text.replace(".jpg", ""))
+@pytest.mark.parametrize(
+    ("name", "file_id"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("a.jpg", "a"),
+        ("a.JPG", "a.JPG"),
+        ("a.JPG", "a.jpg"),
+        ("a.JPG", "a"),
+        ("a.b.jpeg", "a.b"),
+        ("NA.jpg", "NA"),
+        ("007.jpg", "007"),
+        ("a", "a"),
+        ("women/a.jpg", "women/a.jpg"),
+        ("Women/a.jpg", "women/a"),
+        ("a.jpg", "./a.jpg"),
+        ("👩‍🦰.jpg", "👩‍🦰.jpg"),
+        ("'a,b' (1).jpg", "'a,b' (1).jpg"),
+        (
+            unicodedata.normalize("NFD", "café.jpg"),
+            unicodedata.normalize("NFC", "café"),
+        ),
+        (
+            unicodedata.normalize("NFC", "café.jpg"),
+            unicodedata.normalize("NFD", "café"),
+        ),
+    ],
+)
+def test_an_id_is_kept_as_written_and_leads_to_its_image(dataset, name, file_id):
+    image = dataset / "train" / name
+    image.parent.mkdir(exist_ok=True)
+    (dataset / "train" / "image_7.jpg").rename(image)
+    list_faces(dataset / "train.csv", "image_0", file_id)
     table = data.read_train(dataset)
-    assert table["file_id"][2] == "image_2"
-    assert table["path"][2].endswith("image_2.jpg")
+    assert table["file_id"].tolist() == ["image_0", file_id]
+    assert table["path"].tolist() == [str(dataset / "train/image_0.jpg"), str(image)]
+
+
+def test_an_id_may_leave_out_the_suffix_of_every_format_that_is_opened():
+    known = Image.registered_extensions().items()
+    assert {s for s, kind in known if kind in images.FORMATS} <= data.SUFFIXES
+
+
+def test_the_name_in_full_goes_before_others_like_it(dataset):
+    folder = dataset / "train"
+    (folder / "image_1.jpg").rename(folder / "image_0.JPG")
+    (folder / "image_2.jpg").rename(folder / "image_0")
+    ids = ["image_0.JPG", "image_0", "image_0.jpg"]
+    list_faces(dataset / "train.csv", *ids)
+    assert data.read_train(dataset)["path"].tolist() == [str(folder / i) for i in ids]
+
+
+def test_an_id_that_fits_several_files_is_refused(dataset):
+    (dataset / "train" / "image_1.jpg").rename(dataset / "train" / "image_0.PNG")
+    list_faces(dataset / "train.csv", "image_3", "image_0")
+    with pytest.raises(
+        ValueError, match=r"train\.csv line 3 .*several files.*'image_0'"
+    ):
+        data.read_train(dataset)
+
+
+@pytest.mark.parametrize(
+    "file_id", ["", ".", "./", "..", "../test/image_0.jpg", "train/../../x", "/x"]
+)
+@pytest.mark.parametrize("csv", ["train.csv", "submission.csv"])
+def test_an_id_names_a_file_inside_the_folder(dataset, csv, file_id):
+    list_faces(dataset / csv, "image_0.jpg", file_id)
+    read = {"train.csv": data.read_train, "submission.csv": data.read_test}[csv]
+    with pytest.raises(
+        ValueError, match=rf"{csv} line 3 .* names no file .*\('{file_id}'\)"
+    ):
+        read(dataset)
+
+
+def test_an_absolute_path_is_no_id_even_into_the_folder(dataset):
+    list_faces(dataset / "train.csv", str(dataset / "train" / "image_0.jpg"))
+    with pytest.raises(ValueError, match=r"line 2 has a file_id that names no file"):
+        data.read_train(dataset)
+
+
+@pytest.mark.parametrize(
+    "other", ["./image_0.jpg", "image_0.jpg/", ".//image_0", "image_0", "IMAGE_0.JPG"]
+)
+def test_an_image_under_two_ids_is_refused(dataset, other):
+    list_faces(dataset / "train.csv", "image_0.jpg", "image_1.jpg", other)
+    with pytest.raises(
+        ValueError, match=rf"line 4 lists an image a second .*'{other}'"
+    ):
+        data.read_train(dataset)
+
+
+def test_images_and_folders_may_be_links(dataset):
+    (dataset / "train").rename(dataset / "elsewhere")
+    (dataset / "train").symlink_to(dataset / "elsewhere")
+    (dataset / "elsewhere" / "linked.jpg").symlink_to(dataset / "test" / "image_0.jpg")
+    (dataset / "elsewhere" / "women").symlink_to(dataset / "test")
+    ids = ["image_0.jpg", "linked", "women/image_1.jpg"]
+    list_faces(dataset / "train.csv", *ids)
+    assert data.read_train(dataset)["file_id"].tolist() == ids
+
+
+def test_spaces_around_an_id_are_left_out_and_said(dataset):
+    list_faces(dataset / "train.csv", "image_0.jpg", "image_1.jpg ", "\u00a0image_2")
+    with pytest.warns(
+        UserWarning, match=r"train\.csv line 3 \(and 1 more\) .*'image_1\.jpg '"
+    ) as warned:
+        table = data.read_train(dataset)
+    assert warned[0].filename == __file__
+    assert table["file_id"].tolist() == ["image_0.jpg", "image_1.jpg", "image_2"]
+
+
+def test_what_cannot_be_seen_in_an_id_is_shown(dataset):
+    list_faces(dataset / "train.csv", "image_0.jpg\u200b")
+    with pytest.raises(ValueError, match=r"image_0\.jpg\\u200b' \(No such file"):
+        data.read_train(dataset)
 
 
 @pytest.mark.parametrize("age", ["abc", "-3", "400", "", "nan", "inf"])
 def test_an_impossible_age_is_named_with_its_line(dataset, age):
     rewrite(
         dataset / "train.csv",
-        lambda t: t.replace("image_3.jpg,7", f"image_3.jpg,{age}"),
+        lambda t: "\n" + t.replace("image_3.jpg,7", f"\nimage_3.jpg,{age}"),
     )
-    with pytest.raises(ValueError, match=rf"train\.csv line 5 .*\('{age}'\): correct"):
+    with pytest.raises(ValueError, match=rf"train\.csv line 7 .*\('{age}'\): correct"):
         data.read_train(dataset)
 
 
@@ -59,7 +179,7 @@ def test_ages_may_be_fractions_from_0_to_120(dataset):
 
 def test_a_repeated_id_is_named_and_further_lines_are_counted(dataset):
     rewrite(dataset / "train.csv", lambda t: t + "image_3.jpg,9\nimage_4.jpg,9\n")
-    with pytest.raises(ValueError, match=r"line 42 and 1 more lines .*'image_3\.jpg'"):
+    with pytest.raises(ValueError, match=r"line 42 \(and 1 more\) .*'image_3\.jpg'"):
         data.read_train(dataset)
 
 
@@ -74,27 +194,36 @@ def test_a_missing_column_is_named(dataset, csv, column):
         read(dataset)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"file_id,age\na,1\nb,1,2,3\n", b"\xff\xfe\x00\x01"]
-)
-def test_a_file_that_is_no_table_is_named(dataset, content):
-    (dataset / "train.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"train\.csv (is no table|has no column)"):
-        data.read_train(dataset)
+@pytest.mark.parametrize("csv", ["train.csv", "submission.csv", "solution.csv"])
+def test_every_table_is_read_in_the_same_way(dataset, csv):
+    read = {
+        "train.csv": data.read_train,
+        "submission.csv": data.read_test,
+        "solution.csv": lambda folder: data.read_ages(folder / "solution.csv"),
+    }[csv]
+    (dataset / csv).write_bytes("\ufeffage; file_id\n26,5; image_0\n".encode())
+    assert read(dataset)["file_id"].tolist() == ["image_0"]
+    (dataset / csv).write_bytes("file_id,age\nimage_é,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{csv} is not text in UTF-8 \(line 2\)"):
+        read(dataset)
+    (dataset / csv).write_text("file_id,age\nimage_0,26,5\n")
+    with pytest.raises(ValueError, match=rf"{csv} line 2 has 3 fields"):
+        read(dataset)
+    (dataset / csv).write_text("file_id,age\n")
+    with pytest.raises(ValueError, match=rf"{csv} has no rows"):
+        read(dataset)
+    (dataset / csv).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no table .*{csv}"):
+        read(dataset)
 
 
-def test_a_table_saved_by_excel_is_read(dataset):
-    rewrite(dataset / "train.csv", lambda text: "\ufeff" + text)
-    assert len(data.read_train(dataset)) == 40
-
-
-def test_an_empty_table_and_a_missing_one_are_named(dataset):
-    rewrite(dataset / "train.csv", lambda _: "file_id,age\n")
-    with pytest.raises(ValueError, match=r"train\.csv has no rows"):
-        data.read_train(dataset)
-    (dataset / "submission.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"No table .*submission\.csv"):
-        data.read_test(dataset)
+def test_ages_are_read_without_images_and_merge_by_ids_that_are_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("file_id,age\n1,26\n\n02,27.5\n")
+    (tmp_path / "b.csv").write_text("age, file_id\n3, 02\n4, 1\n")
+    a, b = (data.read_ages(tmp_path / name) for name in ("a.csv", "b.csv"))
+    assert a.to_dict("list") == {"file_id": ["1", "02"], "age": [26, 27.5]}
+    assert a.index.tolist() == [0, 1]
+    assert a.merge(b, on="file_id")["age_y"].tolist() == [4, 3]
 
 
 def break_image(path: Path, how: str) -> None:
@@ -141,6 +270,39 @@ def test_a_dataset_without_any_readable_image_is_refused(dataset):
         data.read_train(dataset, unreadable="drop")
 
 
+@pytest.mark.parametrize("csv", ["train.csv", "submission.csv"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_never_opened(dataset, csv, kind):
+    folder = dataset / {"train.csv": "train", "submission.csv": "test"}[csv]
+    path = folder / "image_1.jpg"
+    path.unlink()
+    {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+    }[kind]()
+    read = {"train.csv": data.read_train, "submission.csv": data.read_test}[csv]
+    with pytest.raises(ValueError, match=r"1 of .*/image_1\.jpg \(not a file\)"):
+        read(dataset)
+
+
+def test_images_that_hardly_show_a_face_are_counted_and_named(dataset):
+    rng = np.random.default_rng(0)
+    sizes = {"image_0.png": (40, 40), "image_1.png": (20, 20), "image_2.png": (20, 90)}
+    for name, size in sizes.items():
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(dataset / "train" / name)
+    Image.new("RGB", (40, 40)).save(dataset / "train" / "image_3.png")
+    list_faces(dataset / "train.csv", *sizes, "image_3.png")
+    message = r"3 of 4 images hardly .*: image_1\.png \(20 x 20 .*image_3\.png \(all of"
+    with pytest.warns(UserWarning, match=message):
+        assert len(data.read_train(dataset)) == 4
+    list_faces(dataset / "train.csv", "image_0.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.read_train(dataset)
+
+
 def many_faces() -> pd.DataFrame:
     """1,000 faces, each tenth a copy of the one before with another age."""
     rng = np.random.default_rng(0)
@@ -162,16 +324,60 @@ def test_the_split_follows_its_seed():
     assert not folds[0].equals(folds[2])
 
 
-def test_fewer_faces_than_folds_are_refused():
-    with pytest.raises(ValueError, match="3 faces can't be split into 10"):
-        data.split(many_faces().head(3))
+def faces_with_copies(*copies: int) -> pd.DataFrame:
+    """So many copies of each photo, no two of one age."""
+    digest = np.repeat(np.arange(len(copies)), copies)
+    return pd.DataFrame({"age": 1.0 + np.arange(len(digest)), "digest": digest})
 
 
-def test_held_out_faces_are_found_where_they_lie_now(dataset, tmp_path):
-    faces = data.read_train(dataset)
-    written = faces.iloc[[3, 1]].assign(path="/elsewhere/" + faces["file_id"])
-    written.to_csv(tmp_path / "validation.csv", index=False)
-    found = data.read_validation(tmp_path / "validation.csv", faces)
-    assert found["path"].tolist() == faces["path"].iloc[[3, 1]].tolist()
-    with pytest.raises(ValueError, match=r"image_3\.jpg is not in train\.csv"):
-        data.read_validation(tmp_path / "validation.csv", faces.drop(index=3))
+@pytest.mark.parametrize(
+    ("copies", "folds"),
+    [
+        ([1, 1], 2),
+        ([1, 1, 1], 3),
+        ([1] * 9, 9),
+        ([1] * 40, 10),
+        ([37, 1, 1, 1], 4),
+        ([1] * 9 + [91], 10),
+        # these leave a fold empty if it is not seen to
+        ([14, 6, 6, 4, 6], 5),
+        ([4] * 8, 8),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_fold_is_empty_however_few_the_photos(copies, folds, seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = data.split(faces_with_copies(*copies), 10, seed)
+    assert set(table["fold"]) == set(range(folds))
+    assert len(table[["digest", "fold"]].drop_duplicates()) == len(copies)
+
+
+def test_where_a_fold_would_be_empty_the_photo_with_most_copies_is_not_held_out():
+    table = data.split(faces_with_copies(14, 6, 6, 4, 6), 5)
+    assert table["fold"].value_counts().sort_index().tolist() == [4, 6, 6, 6, 14]
+
+
+@pytest.mark.parametrize("faces", [1, 12])
+def test_one_photo_alone_cannot_be_split(faces):
+    with pytest.raises(ValueError, match=rf"these {faces} are all the same photo"):
+        data.split(faces_with_copies(faces))
+
+
+def test_three_faces_are_read_and_split(dataset):
+    list_faces(dataset / "train.csv", "image_0", "image_1", "image_2")
+    list_faces(dataset / "submission.csv", "image_4")
+    assert sorted(data.split(data.read_train(dataset))["fold"]) == [0, 1, 2]
+    assert len(data.read_test(dataset)) == 1
+
+
+def test_folds_of_many_faces_are_those_of_scikit_learn():
+    """Published results rest on them."""
+    table = many_faces()
+    oldest = np.argsort(table["age"], kind="stable")
+    band = np.empty(1000, dtype=int)
+    band[oldest] = np.arange(1000) // 50
+    splitter = StratifiedGroupKFold(10, shuffle=True, random_state=0)
+    _, first = next(splitter.split(table, band, table["digest"]))
+    fold = data.split(table)["fold"]
+    assert np.flatnonzero(fold == 0).tolist() == first.tolist()

@@ -178,3 +178,43 @@ def test_a_wrong_submission_is_refused_and_the_earlier_file_stays(
         predict.write_submission(spoil(predicted), dataset / "submission.csv", path)
     assert path.read_text() == "earlier"
     assert list(tmp_path.glob("*.unfinished")) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "ids"),
+    [
+        ("file_id,age\n{0},0\n{1},0\n", ["image_1", "./image_0.jpg"]),
+        ("file_id,age\n{0},0\n\n{1},0\n", ["NA", "007"]),
+        ("age, file_id\n0, {0}\n0, {1}\n", ["2", "1"]),
+        ('\ufefffile_id;age\n"{0}";0,5\n{1};0\n', ["a,b", "é 👩‍🦰"]),
+    ],
+)
+def test_a_submission_has_the_ids_that_the_template_writes(
+    dataset, tmp_path, template, ids
+):
+    for number, name in enumerate(("NA", "007", "1", "2", "a,b", "é 👩‍🦰")):
+        face = dataset / "train" / f"image_{number}.jpg"
+        face.rename(dataset / "test" / f"{name}.jpg")
+    csv, path = dataset / "submission.csv", tmp_path / "out.csv"
+    csv.write_text(template.format(*ids), encoding="utf-8")
+    predicted = data.read_test(dataset).assign(pred_age=[30, 40.5])
+    predict.write_submission(predicted, csv, path)
+    assert data.read_ages(path).to_dict("list") == {"file_id": ids, "age": [30, 40.5]}
+
+
+def test_spaces_around_a_templates_id_are_left_out_everywhere(dataset, tmp_path):
+    csv, path = dataset / "submission.csv", tmp_path / "out.csv"
+    csv.write_text('file_id,age\nimage_1.jpg ,0\n" image_0.jpg",0\n')
+    with pytest.warns(UserWarning, match=r"line 2 \(and 1 more\) has spaces"):
+        table = data.read_test(dataset)
+    with pytest.warns(UserWarning, match=r"line 2 \(and 1 more\) has spaces"):
+        predict.write_submission(table.assign(pred_age=[30, 40.5]), csv, path)
+    assert data.read_ages(path)["file_id"].tolist() == ["image_1.jpg", "image_0.jpg"]
+
+
+def test_a_template_that_is_no_table_is_named(dataset, predicted, tmp_path):
+    csv = dataset / "submission.csv"
+    csv.write_text("file_id,age\nimage_0.jpg,0,\n")
+    with pytest.raises(ValueError, match=r"submission\.csv line 2 has 3 fields"):
+        predict.write_submission(predicted, csv, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
