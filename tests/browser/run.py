@@ -67,7 +67,7 @@ def jupyterlab(folder: Path, dark: bool):
     # a place that looks like the clone, for the paths in its command
     for name in (".venv", "agelib"):
         (folder / name).symlink_to(REPOSITORY / name)
-    make = ["make", "--no-print-directory", "--dry-run", "lab"]
+    make = ["make", "--dry-run", "--old-file=.venv/agelib-is-installed", "lab"]
     told = subprocess.check_output(make, cwd=REPOSITORY, text=True)
     *before, start = told.splitlines()
     options = f"--no-browser --port={PORT} --port-retries=0"
