@@ -3,7 +3,7 @@ import shutil
 import unicodedata
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -119,6 +119,18 @@ def test_an_id_names_a_file_inside_the_folder(dataset, csv, file_id):
 def test_an_absolute_path_is_no_id_even_into_the_folder(dataset):
     list_faces(dataset / "train.csv", str(dataset / "train" / "image_0.jpg"))
     with pytest.raises(ValueError, match=r"line 2 has a file_id that names no file"):
+        data.read_train(dataset)
+
+
+@pytest.mark.parametrize(
+    "file_id", ["..\\x", "C:\\x", "C:x", "\\x", "\\\\server\\share\\x"]
+)
+def test_an_id_names_a_file_inside_the_folder_as_windows_reads_it(
+    dataset, monkeypatch, file_id
+):
+    monkeypatch.setattr(data, "PurePath", PureWindowsPath)
+    list_faces(dataset / "train.csv", "image_0.jpg", file_id)
+    with pytest.raises(ValueError, match=r"line 3 has a file_id that names no file"):
         data.read_train(dataset)
 
 
