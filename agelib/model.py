@@ -185,8 +185,9 @@ def load(path: Path) -> tuple[AgeModel, Recipe]:
                 raise ValueError("std or scale is not above zero")
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{path} does not hold a model that agelib saved ({str(error)[:400]}): "
-                "train again with 02_training.ipynb, or take another file."
+                f"{path} does not hold a model that agelib saved "
+                f"({weights.printable(error)}): train again with 02_training.ipynb, or "
+                "take another file."
             ) from error
     return model.eval(), recipe
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import timm
@@ -142,7 +143,7 @@ def _from_file(
         )
     # timm converts the names of earlier versions, and trips over others in many ways
     except Exception as error:
-        reason = difference(kinds(tensors), wanted) or str(error)[:200]
+        reason = difference(kinds(tensors), wanted) or printable(error)
         raise _unfit(path, name, reason) from error
     # or every copy of the model would copy them too
     del backbone.pretrained_cfg["state_dict"]
@@ -163,7 +164,10 @@ def _head_size(tensors: dict, wanted: Kinds, config: PretrainedCfg) -> int:
     heads = config.classifier or ()
     heads = (heads,) if isinstance(heads, str) else heads
     for head in heads:
-        if (weight := tensors.get(f"{head}.weight")) is not None and weight.ndim:
+        weight = tensors.get(f"{head}.weight")
+        _, shape = wanted.get(f"{head}.weight", (None, ()))
+        # or a file of many short rows would make a large network
+        if shape and weight is not None and weight.shape[1:] == shape[1:]:
             return max(0, len(weight) - (config.label_offset or 0))
     lacking = [n for n in wanted.keys() - tensors.keys() if not n.endswith(_COUNTER)]
     headless = all(n.rpartition(".")[0] in heads for n in lacking)
@@ -185,7 +189,7 @@ def _from_hub(name: str, options: dict) -> nn.Module:
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"The weights of {name} that were fetched are damaged "
-            f"({str(error)[:200]}): empty the cache of huggingface_hub and run again."
+            f"({printable(error)}): empty the cache of huggingface_hub and run again."
         ) from error
 
 
@@ -209,20 +213,17 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def _check_types(path: Path, found: Kinds) -> None:
     if not found:
         raise ValueError(f"{path} holds no weights: download the file again.")
-    for name, (dtype, _) in found.items():
-        whole = dtype == torch.int64 and name.endswith(_INTEGERS)
-        if not whole and dtype not in _FLOATS:
-            raise ValueError(f"{path} holds no weights: {name} is of the type {dtype}.")
+    for name, (dtype, shape) in found.items():
+        counts = dtype == torch.int64 and name.endswith(_INTEGERS)
+        if not (counts or dtype in _FLOATS) or 0 in shape:
+            told = printable(f"{name} is of the type {dtype} and the shape {shape}")
+            raise ValueError(f"{path} holds no weights: {told}.")
 
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:
     regular(path).open("rb").close()
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch.save packs nothing, and what is packed may fill the memory
-                if any(part.compress_type for part in archive.infolist()):
-                    raise ValueError("its parts are compressed")
+        _refuse_bombs(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # what a damaged or hostile pickle raises is anything
     except Exception as error:
@@ -237,6 +238,17 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
     if not (flat and content):
         raise ValueError(f"{path} {_NO_TENSORS}.")
     return {n: t.detach() for n, t in clean_state_dict(content).items()}
+
+
+def _refuse_bombs(path: Path) -> None:
+    """What torch would read without running code, but as far more than the file has."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:
+            raise ValueError("bytes of any number")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type for part in archive.infolist()):
+                raise ValueError("packed, as torch.save never does")
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -263,7 +275,7 @@ def opened(path: Path) -> safe_open:
         if int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
             return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error)[:200]
+        reason = printable(error)
     told = _other(path)
     # a header's length may begin like a pickle, but its brace follows
     if start.startswith(_PICKLES) and start[8:9] != b"{":
@@ -315,7 +327,7 @@ def difference(found: Kinds, wanted: Kinds) -> str:
             f"{len(missing)} of {len(needed)} tensors are missing, {missing[0]} first"
         ]
     if others:
-        told += [f"{len(others)} do not belong there, {others[0][:100]!r} first"]
+        told += [f"{len(others)} do not belong there, {others[0][:60]} first"]
     for name, (dtype, shape) in found.items():
         if name in wanted:
             right, right_shape = wanted[name]
@@ -323,7 +335,12 @@ def difference(found: Kinds, wanted: Kinds) -> str:
                 told += [f"{name} has the shape {shape}, not {right_shape}"]
             elif dtype not in (_FLOATS if right.is_floating_point else (right,)):
                 told += [f"{name} is of the type {dtype}, not {right}"]
-    return " and ".join(told[:3])
+    return printable(" and ".join(told[:3]))
+
+
+def printable(words: object) -> str:
+    """The beginning of words from a file or of a library, in one line."""
+    return "".join(c if c.isprintable() else " " for c in str(words)[:300])
 
 
 def unsound(net: nn.Module) -> str:
