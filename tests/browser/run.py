@@ -110,7 +110,8 @@ def run_all(page, address: str, path: Path, pictures: Path) -> list[str]:
     name = path.name
     page.set_viewport_size({"width": 1280, "height": HEIGHT})
     page.goto(address.format(name))
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+    # without a kernel JupyterLab would ask for one; a busy machine starts it slowly
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=120_000)
     started = page.locator(
         ".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"[*\d]")
     )
