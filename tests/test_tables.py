@@ -68,8 +68,8 @@ def test_rows_are_numbered_by_the_line_they_begin_in(csv):
     assert tables.read_table(csv, "file_id").index.tolist() == [4, 5, 8, 10]
 
 
-def test_further_columns_are_kept(csv):
-    read(csv, "note,file_id,age\nx,a,1\n")
+def test_further_columns_are_kept_if_they_have_a_name(csv):
+    read(csv, ",note,file_id,age,\n0,x,a,1,\n")
     table = tables.read_table(csv, "age")
     assert table.to_dict("list") == {"note": ["x"], "file_id": ["a"], "age": ["1"]}
 
