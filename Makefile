@@ -11,8 +11,8 @@ run: $(SETUP)  ## the notebooks in order: a submission file, and ages on a photo
 
 # The notebooks are tested on the bundled sample, with a run folder of their own.
 test: $(SETUP) lint  ## every test, then the notebooks against their committed outputs
-	PYTHONWARNDEFAULTENCODING=1 \
-	$(BIN)/python -m pytest tests --ignore=tests/platforms --cov=agelib --cov-fail-under=90
+	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest tests --ignore=tests/platforms \
+	--cov=agelib --cov-fail-under=90
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS="$$runs" \
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
@@ -57,4 +57,4 @@ $(SETUP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest

@@ -9,5 +9,5 @@ project = tomllib.loads(
 )["project"]
 extras = project["optional-dependencies"].values()
 for requirement in sum(extras, project["dependencies"]):
-    if bound := re.match(r"([\w-]+)>=([\d.]+)", requirement):
-        print("{}=={}".format(*bound.groups()))
+    if not requirement.startswith("agelib["):
+        print(re.sub(">=([^,]+).*", r"==\1", requirement))
