@@ -5,7 +5,8 @@ imports from its right: env -> data -> loading -> model -> loss -> predict -> lo
 train, with `recipe` holding every choice of a training run, `runs` and `states` what
 its folder holds, `weights` where a network's come from; `quality` measures images,
 `metrics` predictions, `plots` and `photos` show both. `mtcnn` sees faces in photos,
-`faces` crops them as a model wants them; `kaggle` builds what goes to Kaggle.
+`faces` crops them as a model wants them; `kaggle` builds what goes to Kaggle, `server`
+lets photos into JupyterLab and keeps them out of saved notebooks.
 
 What comes from outside is read in one place each: `tables`, `images`, `weights`,
 `states`, and `files`, which also writes files that are whole or not there.
