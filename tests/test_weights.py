@@ -339,10 +339,6 @@ def changed(**new):
             changed(bn1__weight=lambda x: x.bool()),
             r"bn1\.weight is of the type.*(?i:bool)",
         ),
-        (
-            changed(bn1__weight=lambda x: x.to(torch.complex64)),
-            "is of the type.*(?i:c)",
-        ),
         (changed(bn1__weight=lambda x: x.to(torch.float8_e4m3fn)), "is of.*(?i:e4m3)"),
         (changed(bn1__num_batches_tracked=lambda x: x.float()), None),
     ],
@@ -376,6 +372,12 @@ def test_weights_that_are_not_whole_are_refused(attached, tensors, change, told,
 def test_a_pth_without_plain_tensors_by_name_is_refused(attached, content):
     path = attached(content)
     with pytest.raises(ValueError, match="something else than tensors by name"):
+        weights.read(path)
+
+
+def test_complex_numbers_are_no_weights(attached):
+    path = attached({"a": torch.ones(2, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match=r"a is of the type torch\.complex64"):
         weights.read(path)
 
 
