@@ -244,7 +244,6 @@ def test_a_checkpoint_whose_recipe_can_not_be_is_refused(
         ("backbone.conv_stem.weight", lambda t: t.double() * 1e300, "is not finite"),
         ("backbone.conv_stem.weight", lambda t: t.long(), "of the type torch.int64"),
         ("backbone.conv_stem.weight", lambda t: t.to(torch.float8_e5m2), "F8_E5M2"),
-        ("backbone.conv_stem.weight", lambda t: t.to(torch.complex64), "type C64"),
         ("backbone.conv_stem.weight", lambda t: t.flatten(), "has the shape (648,)"),
         ("backbone.bn1.weight", lambda t: t[0].clone(), "has the shape (), not (24,)"),
         ("backbone.bn1.weight", lambda t: t[:0].clone(), "has the shape (0,)"),
