@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from asyncio import CancelledError
 from pathlib import Path
 
 import nbformat
@@ -33,8 +34,10 @@ def main(save: bool = False) -> None:
         save: keep the outputs in the notebooks as well.
     Raises:
         SystemExit: with a failing cell's error in one line.
+        OSError, ValueError: if the folder of runs can't be written.
     """
     begun = time.time()
+    env.run_folder("")
     for path in sorted((env.REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")):
         print(path.name, flush=True)
         notebook = nbformat.read(path, as_version=4)
@@ -43,10 +46,12 @@ def main(save: bool = False) -> None:
         except CellExecutionError as error:
             cause = f"{error.ename}: {error.evalue}"
             raise SystemExit(f"{path.name} stopped: {cause}") from None
-        except DeadKernelError:
+        # the first two are nbclient's own after Ctrl-C; a cell's are the kind above
+        except (AssertionError, CancelledError, DeadKernelError):
             raise SystemExit(
-                f"{path.name} stopped: its process was killed, probably for want of "
-                "memory. Run again: a training goes on from its last saved state."
+                f"{path.name} stopped: its process was killed, by Ctrl-C or probably "
+                "for want of memory. Run again: a training goes on from its last saved "
+                "state."
             ) from None
         finally:
             run = _keep_page(notebook, f"{path.stem}.html", begun)
@@ -65,7 +70,6 @@ def _keep_page(notebook: nbformat.NotebookNode, name: str, begun: float) -> Path
     page takes it along.
     """
     home = env.runs_folder()
-    home.mkdir(parents=True, exist_ok=True)
     files.write_text(HTMLExporter().from_notebook_node(notebook)[0], home / name)
     noted = [(path.stat().st_mtime, path) for path in home.glob(f"*/{runs.RECIPE}")]
     moment, path = max(noted, default=(0, home / runs.RECIPE))
@@ -99,4 +103,9 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="agelib", description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the outputs")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Run again: a training goes on from its last saved state.")

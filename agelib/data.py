@@ -206,7 +206,7 @@ def _inspect(path: str) -> tuple[str, str | None, str | None]:
         concern = images.concern(images.decode_image(content))
     except (OSError, ValueError) as error:
         # what can't be seen in a name is the reason that no file has it
-        name = path if path.isprintable() else repr(path)
+        name = path if path.isprintable() and len(path) < 400 else tables.brief(path)
         return "", f"{name} ({getattr(error, 'strerror', None) or error})", None
     return hashlib.md5(content, usedforsecurity=False).hexdigest(), None, concern
 

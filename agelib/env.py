@@ -34,9 +34,18 @@ def chosen_folder(variable: str) -> Path | None:
 
     A relative path counts from the clone, where `make` runs: notebooks run below it.
     Without a clone it counts from the folder that the notebook runs in.
+
+    Raises:
+        ValueError: if it begins with the home of a user that this machine lacks.
     """
     value = os.environ.get(variable)
-    return (REPOSITORY / Path(value).expanduser()).resolve() if value else None
+    try:
+        return (REPOSITORY / Path(value).expanduser()).resolve() if value else None
+    except RuntimeError:
+        raise ValueError(
+            f"{variable} is {value!r}, in the home of a user that is not known here: "
+            "write the folder's path in full."
+        ) from None
 
 
 def data_folder() -> Path:
@@ -57,7 +66,8 @@ def data_folder() -> Path:
         return found
     else:
         folder, advice = REPOSITORY / "data" / "sample", _ADVICE[place()]
-    if not (folder / "train.csv").is_file():
+    # which of a path that is too long says no, where Path.is_file raises
+    if not os.path.isfile(folder / "train.csv"):
         raise FileNotFoundError(
             f"No dataset at {folder}: it holds no train.csv. {advice}."
         )

@@ -226,6 +226,8 @@ def _fault(content: bytes, error: Exception) -> str:
         kind = "HEIC"
         if "HEIF" not in Image.ID:
             return "HEIC, without pillow-heif: pip install pillow-heif and restart"
+    elif b"crx " in brands:
+        return "a camera's raw photo: save it as a JPEG"
     elif brands or content[8:12] == b"AVI ":
         return "a video, not a photo"
     elif known:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from csv import Error, reader
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from textwrap import shorten
 
 import numpy as np
@@ -17,6 +18,8 @@ from agelib import files
 LARGEST_FILE = 2**28
 # where a comma is the decimal sign, spreadsheets save semicolons
 SEPARATORS = ",;\t|"
+_SHORT = Repr()
+_SHORT.maxstring = 200
 
 
 def read_table(csv: Path, *columns: str) -> pd.DataFrame:
@@ -86,7 +89,13 @@ def refuse(csv: Path, values: pd.Series, fault: str, advice: str) -> None:
         values: those at fault, by line, if any.
     """
     if len(values):
-        raise ValueError(f"{csv} {at(values)} {fault} ({values.iloc[0]!r}): {advice}.")
+        first = brief(values.iloc[0])
+        raise ValueError(f"{csv} {at(values)} {fault} ({first}): {advice}.")
+
+
+def brief(value: str) -> str:
+    """A value in quotes, without its middle if it is too long to be read."""
+    return _SHORT.repr(value)
 
 
 def at(values: pd.Series) -> str:
@@ -111,7 +120,8 @@ def _text(csv: Path, columns: tuple[str, ...]) -> str:
     except UnicodeDecodeError as error:
         odd = error.start
     if odd >= 0:
-        line = content.count(b"\n", 0, odd) + 1
+        # bytes split at all three kinds of line end
+        line = len(content[: odd + 1].splitlines())
         raise ValueError(
             f"{csv} is not text in UTF-8 (line {line}): save it as CSV, as UTF-8."
         )

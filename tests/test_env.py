@@ -62,6 +62,19 @@ def test_no_dataset_at_the_chosen_path_is_named_with_the_way_out(tmp_path, monke
         env.data_folder()
 
 
+def test_a_path_that_no_disk_takes_is_no_dataset(monkeypatch):
+    monkeypatch.setenv("AGELIB_DATA", "/" + 300 * "x")
+    with pytest.raises(FileNotFoundError, match="No dataset at /xxx"):
+        env.data_folder()
+
+
+@pytest.mark.parametrize("variable", ["AGELIB_DATA", "AGELIB_RUNS", "AGELIB_WEIGHTS"])
+def test_the_home_of_an_unknown_user_is_named_with_the_way_out(variable, monkeypatch):
+    monkeypatch.setenv(variable, "~nobody-of-this-name/x")
+    with pytest.raises(ValueError, match=f"{variable} is '~nobody-of.*path in full"):
+        env.chosen_folder(variable)
+
+
 def test_results_go_beside_the_package_to_kaggle_working_or_where_told(
     kaggle, tmp_path, monkeypatch
 ):

@@ -389,6 +389,7 @@ STRANGERS = {
     "MP4": (box(b"isom", b"isom", b"iso2", b"avc1", b"mp41"), "a video"),
     "MOV": (box(b"qt  ", b"qt  "), "a video"),
     "AVI": (b"RIFF\x99\0\0\0AVI LIST" + bytes(99), "a video"),
+    "CR3": (box(b"crx ", b"crx ", b"isom"), "a camera's raw photo"),
     "WebM": (b"\x1a\x45\xdf\xa3" + bytes(99), "a video"),
     "PPM": (encoded(photo(), "PPM"), "not an image of the kinds"),
     "ICO": (encoded(photo(), "ICO"), "not an image of the kinds"),

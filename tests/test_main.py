@@ -1,3 +1,4 @@
+import asyncio
 import os
 import subprocess
 import sys
@@ -80,6 +81,50 @@ def test_a_killed_kernel_is_one_sentence_and_what_it_printed_is_kept(clone):
     with pytest.raises(SystemExit, match=r"01_a\.ipynb stopped: .* killed.* Run again"):
         __main__.main()
     assert "so far" in (folder / "runs/01_a.html").read_text()
+
+
+def test_ctrl_c_is_one_sentence_and_what_was_printed_is_kept(clone, monkeypatch):
+    # not half a minute of asking the notebook's process to end by itself
+    monkeypatch.setattr(__main__._Narrated, "shutdown_kernel", "immediate")
+    stop = "import os, signal, time; print('so far', flush=True); time.sleep(0.5)"
+    stop += "; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    folder = clone(**{"01_a": [stop]})
+    with pytest.raises(SystemExit, match=r"01_a\.ipynb stopped: .*Ctrl-C.* Run again"):
+        __main__.main()
+    assert "so far" in (folder / "runs/01_a.html").read_text()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, AssertionError])
+def test_ctrl_c_before_the_first_cell_is_one_sentence(clone, monkeypatch, error):
+    def start(*_):
+        raise error  # as nbclient does when it has ended the process meanwhile
+
+    monkeypatch.setattr(__main__, "_execute", start)
+    clone(**{"01_a": ["1"]})
+    with pytest.raises(SystemExit, match=r"01_a\.ipynb stopped: .*Ctrl-C.* Run again"):
+        __main__.main()
+
+
+def test_runs_that_cannot_be_written_are_told_before_any_notebook_runs(clone):
+    folder = clone(**{"01_a": ["open('note', 'w')"]})
+    (folder / "runs").touch()
+    with pytest.raises(OSError, match=r"Can't write to .*Set AGELIB_RUNS"):
+        __main__.main()
+    assert not (folder / "notebooks/note").exists()
+
+
+def test_what_cannot_be_written_is_one_sentence_on_the_command_line(tmp_path):
+    (tmp_path / "file").touch()
+    ran = subprocess.run(
+        [sys.executable, "-m", "agelib"],
+        env=os.environ | {"AGELIB_RUNS": str(tmp_path / "file")},
+        cwd=env.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Can't write to the run folder")
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_pages_of_an_earlier_run_on_other_faces_stay(clone):

@@ -198,6 +198,21 @@ def test_numbers_outside_the_limits_are_refused(csv):
             numbers(csv, value, low=0, high=120)
 
 
+def test_a_value_too_long_to_be_read_is_named_by_its_ends(csv):
+    with pytest.raises(
+        ValueError, match=r"line 2 has no .*'xx.*\.\.\..*yy'"
+    ) as refused:
+        numbers(csv, "x" * 5000 + "y" * 5000)
+    assert len(str(refused.value)) < 400 + len(str(csv))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_is_not_utf_8_is_named_by_its_line_whatever_ends_lines(csv, end):
+    content = end.join(["file_id,age", "a,1", "", "é,2"]).encode("latin-1")
+    with pytest.raises(ValueError, match=r"not text in UTF-8 \(line 4\)"):
+        read(csv, content)
+
+
 def test_one_bad_line_of_many_is_found(csv):
     rows = "".join(f"{i},{i % 90}\n" for i in range(100_000))
     csv.write_text(f"file_id,age\n{rows}x,?\n")
