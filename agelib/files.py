@@ -19,6 +19,8 @@ _REFUSALS = {
     errno.EROFS: ("read-only", "make it writable"),
 }
 UNFINISHED = ".unfinished"
+# bytes: far more than any text that is read whole
+_LONGEST_TEXT = 2**26
 
 
 @contextmanager
@@ -74,10 +76,20 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.mkdir()
             yield unfinished / path.name
             flush(unfinished / path.name)
+            _make_way(path, (unfinished / path.name).is_dir())
             os.replace(unfinished / path.name, path)
             _flush_one(path.parent)
         finally:
             remove(unfinished)
+
+
+def _make_way(path: Path, for_folder: bool) -> None:
+    """Sets aside what no new file or folder can replace."""
+    folder = path.is_dir() and not path.is_symlink()
+    if folder and for_folder and not any(path.iterdir()):
+        return
+    if folder or (for_folder and os.path.lexists(path)):
+        set_aside(path)
 
 
 def flush(path: Path) -> None:
@@ -138,10 +150,12 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError, OSError: if it is no regular file.
-        ValueError: if it is not UTF-8.
+        ValueError: if it is not UTF-8, or so long that it would fill the memory.
     """
+    if (size := regular(path).stat().st_size) > _LONGEST_TEXT:
+        raise ValueError(f"{path} has {size / 2**20:,.0f} MB, too many for a text.")
     try:
-        return regular(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not in UTF-8 ({error.reason}).") from error
 

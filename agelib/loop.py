@@ -87,12 +87,7 @@ class Loop:
         # without a decay the average is the weights themselves
         decay = recipe.ema_decay
         self.average = ModelEmaV3(self.plain, decay, use_warmup=decay > 0)
-        optimizer = create_optimizer_v2(
-            self.plain,
-            opt=recipe.optimizer,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = self.create_optimizer(self.plain)
         self.schedule, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
@@ -104,6 +99,15 @@ class Loop:
             updates_per_epoch=len(self.batches),
         )
         self.net, self.optimizer = accelerator.prepare(self.plain, optimizer)
+
+    def create_optimizer(self, net: model.AgeModel) -> torch.optim.Optimizer:
+        """The recipe's optimizer of a network's weights."""
+        return create_optimizer_v2(
+            net,
+            opt=self.recipe.optimizer,
+            lr=self.recipe.learning_rate,
+            weight_decay=self.recipe.weight_decay,
+        )
 
     def run(self) -> pd.DataFrame:
         """Trains the epochs that are left; the history of all of them."""
@@ -342,9 +346,13 @@ class Loop:
 
     def check_state(self, parts: states.Parts, position: dict) -> None:
         """Raises a ValueError if a saved state is not of this training."""
-        with torch.device("meta"):
+        # the random numbers that follow are those of a run that found no state
+        with torch.random.fork_rng():
             net = model.create(self.recipe, pretrained=False)
-        states.check(parts, position, net, len(self.batches))
+        net.to(self.accelerator.device)
+        optimizer = self.create_optimizer(net)
+        n, epochs = len(self.batches), self.recipe.epochs
+        states.check(parts, position, net, optimizer, n, epochs)
 
     def resume(self) -> None:
         """Goes back to the state that was found, if there is one."""

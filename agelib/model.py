@@ -41,6 +41,8 @@ class AgeModel(nn.Module):
         # the Laplace scale in years, set from the validation error by `train.fit`
         self.register_buffer("scale", torch.tensor(10.0))
         self.frozen: list[str] = []
+        # for the sentence about it
+        self.origin = "the network"
 
     def freeze(self, stages: int) -> None:
         """Keeps the stem and so many stages, batch-norm statistics too, as they are.
@@ -83,8 +85,8 @@ class AgeModel(nn.Module):
         # or the age would be one of the middle, for everybody
         if not outputs.isfinite().all():
             raise ValueError(
-                "The network's answers are not finite, so its weights are spoiled: "
-                "train again, or take another file."
+                f"The answers of {self.origin} are not finite, so its weights are "
+                "spoiled: train again, or take another file."
             )
         if outputs.shape[1] == N_AGES:
             return outputs.softmax(1)
@@ -189,6 +191,7 @@ def load(path: Path) -> tuple[AgeModel, Recipe]:
                 f"({weights.printable(error)}): train again with 02_training.ipynb, or "
                 "take another file."
             ) from error
+    model.origin = str(path)
     return model.eval(), recipe
 
 

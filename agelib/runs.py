@@ -67,7 +67,8 @@ def newest(faces: pd.DataFrame) -> Path:
     wanted = os.environ.get("AGELIB_RECIPE")
     home = env.runs_folder()
     for found in (home.glob(f"*/{RECIPE}"), (a / RECIPE for a in env.attached_runs())):
-        last_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+        there = filter(Path.is_file, found)
+        last_first = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
         for run in (path.parent for path in last_first):
             if _is_of(run, faces) and wanted in (None, "", read(run)[0].name):
                 if run.parent == home:
@@ -101,7 +102,7 @@ def _copy(attached: Path, run: Path) -> None:
     names = [RECIPE, MODEL, HISTORY, VALIDATION]
     saved = states.saved(attached)
     names += [f"{state.name}/{name}" for state in saved for name in states.FILES]
-    run.parent.mkdir(parents=True, exist_ok=True)
+    env.run_folder(run.name)
     with files.replacing(run) as unfinished:
         for name in names:
             if (attached / name).is_file() and not (attached / name).is_symlink():
@@ -145,7 +146,13 @@ def claim(
     Raises:
         ValueError: if it holds a run of another recipe or of other faces.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{folder} is a file, or a link to nowhere, where the run's folder should "
+            "be: rename it."
+        ) from error
     path = folder / RECIPE
     ours = asdict(recipe) | {
         "training_faces": _fingerprint(train),
@@ -204,6 +211,13 @@ def validation(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
     predicted = predicted[["file_id"]].assign(
         **{name: tables.numbers(predicted, name, csv) for name in ages}
     )
+    bounds = predicted.assign(least=0, most=100)
+    bounds = bounds[["least", "low", "pred_age", "high", "most"]]
+    if wrong := predicted["file_id"][(bounds.diff(axis=1) < 0).any(axis=1)].tolist():
+        raise ValueError(
+            f"{csv} has ages of {wrong[0]} that are not in order, or not from 0 to "
+            "100: run 02_training.ipynb again, it makes the file anew."
+        )
     table = predicted.merge(faces, on="file_id")
     _, held_out = read(folder)[1]
     if _fingerprint(table) != held_out:

@@ -7,26 +7,28 @@ schedule, whose rate does too.
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
-from numbers import Real
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agelib import files
+from agelib.weights import kinds, printable
 
 _TENSORS, _POSITION = "state.safetensors", "state.json"
 FILES = _TENSORS, _POSITION
 # what earlier versions saved, by pickle
 _PICKLED = "optimizer.bin"
 _HISTORY = {"epoch", "train_loss", "val_mae", "lr", "seconds"}
+
+_UNREADABLE = (OSError, ValueError, SafetensorError, RecursionError, MemoryError)
 
 # tensors by the part of the training that they belong to, and by name
 Parts = dict[str, dict[str, Tensor]]
@@ -37,7 +39,7 @@ def saved(folder: Path) -> list[Path]:
     found = {
         int(match[1]): path
         for path in folder.glob("state-*")
-        if (match := re.fullmatch(r"state-([0-9]{1,18})", path.name))
+        if (match := re.fullmatch(r"state-([1-9][0-9]{0,17})", path.name))
         and path.is_dir()
         and not path.is_symlink()
     }
@@ -100,7 +102,8 @@ def newest(
             check(*read(state))
         except ValueError as error:
             aside = files.set_aside(state, "damaged")
-            say(f"{state} can't be read ({error}), and is kept as {aside.name}.")
+            reason = printable(error)
+            say(f"{state} can't be read ({reason}), and is kept as {aside.name}.")
         else:
             return state
     return None
@@ -115,9 +118,11 @@ def read(state: Path) -> tuple[Parts, dict]:
     parts = defaultdict(dict)
     try:
         position = json.loads(files.read_text(state / _POSITION))
-        content = files.regular(state / _TENSORS).read_bytes()
+        # which sees at once that a file is longer than it says, before it is read
+        with safe_open(files.regular(state / _TENSORS), "pt"):
+            content = (state / _TENSORS).read_bytes()
         tensors = load(content)
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ValueError(str(error)) from error
     if not isinstance(position, dict) or position.get("sha256") != _digest(content):
         raise ValueError(f"{_POSITION} is not that of {_TENSORS}")
@@ -133,35 +138,45 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def check(parts: Parts, position: dict, net: nn.Module, steps: int) -> None:
-    """Whether a state is of this network, with so many steps an epoch.
+def check(
+    parts: Parts,
+    position: dict,
+    net: nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    epochs: int,
+) -> None:
+    """Whether a state is of this network, this optimizer and so many steps and epochs.
 
+    Args:
+        optimizer: one of the network's, which makes a step of no length.
     Raises:
         ValueError: naming what is not.
     """
-    wanted = {name: (t.shape, t.dtype) for name, t in net.state_dict().items()}
-    judged = bool(_history(position, steps))
-    for part in ("net", "ema", "best") if judged else ("net", "ema"):
-        found = {n: (t.shape, t.dtype) for n, t in parts.get(part, {}).items()}
-        if found != wanted:
-            other = min(n for n, _ in found.items() ^ wanted.items())
-            raise ValueError(f"{part}.{other} is not as the recipe's network has it")
-    learned = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
-    for key, tensor in parts.get("optimizer", {}).items():
-        name = key.rpartition(".")[0]
-        if name not in learned or tensor.shape not in _moments(learned[name]):
-            raise ValueError(f"optimizer.{key} belongs to no weights of the network")
-    if set(parts) - {"net", "ema", "best", "optimizer"}:
-        raise ValueError(f"nothing is called {', '.join(sorted(parts))}")
+    weights = kinds(net.state_dict())
+    judged = bool(_history(position, steps, epochs))
+    # only a step shows what an optimizer keeps
+    for weight in net.parameters():
+        weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+    optimizer.step()
+    moments, *others = of_optimizer(optimizer, net)
+    wanted = {
+        "net": weights,
+        "ema": weights,
+        "best": weights if judged else {},
+        "optimizer": kinds(moments),
+    }
+    for part in wanted | parts:
+        found, right = kinds(parts.get(part, {})), wanted.get(part, {})
+        if found != right:
+            other = min(name for name, _ in found.items() ^ right.items())
+            raise ValueError(f"{part}.{other} is not as the recipe has it")
+    for name, right in zip(("numbers", "counts"), others, strict=True):
+        if position[name].keys() != right.keys():
+            raise ValueError(f"{_POSITION} has {name} of another optimizer")
 
 
-def _moments(shape: torch.Size) -> set[torch.Size]:
-    """Shapes of what an optimizer may keep for a weight: factors, or a number, too."""
-    rows, columns = shape[:-1], shape[:-2] + shape[-1:]
-    return {shape, rows, columns, torch.Size([]), torch.Size([1])}
-
-
-def _history(position: dict, steps: int) -> list[dict]:
+def _history(position: dict, steps: int, epochs: int) -> list[dict]:
     """The epochs that a position tells of.
 
     Raises:
@@ -171,13 +186,14 @@ def _history(position: dict, steps: int) -> list[dict]:
     numbers = [position.get(name) for name in ("scaler", "numbers", "counts")]
     ok = (
         type(position.get("updates")) is int
+        and 0 < position["updates"] <= steps * epochs
         and isinstance(history, list)
         and len(history) == position["updates"] // steps
         and all(isinstance(row, dict) and row.keys() == _HISTORY for row in history)
         and [row["epoch"] for row in history] == [*range(1, len(history) + 1)]
         and all(isinstance(named, dict) for named in numbers)
         and all(
-            isinstance(value, Real) and math.isfinite(value)
+            type(value) in (int, float) and abs(value) <= sys.float_info.max
             for values in (
                 [position.get("loss"), position.get("seconds")],
                 *(row.values() for row in history),

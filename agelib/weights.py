@@ -274,7 +274,7 @@ def opened(path: Path) -> safe_open:
     try:
         if int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
             return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         reason = printable(error)
     told = _other(path)
     # a header's length may begin like a pickle, but its brace follows

@@ -196,7 +196,7 @@ def test_damaged_states(run, tmp_path, name, number):
     expected, position = states.read(run / "state-4")
 
     def check(parts, position):
-        states.check(parts, position, net, 3)
+        states.check(parts, position, net, create_optimizer_v2(net, "adamw"), 3, 3)
 
     # what tells of the tensors is at their file's beginning
     size = 20_000 if name == states.FILES[0] else len(whole)

@@ -295,8 +295,17 @@ def test_what_is_saved_with_a_named_recipe_is_loaded(tmp_path, name, half):
 def test_answers_that_are_not_finite_are_no_ages(untrained):
     # finite weights, but their sum is not
     untrained.backbone.conv_stem.weight.data.fill_(3e38)
-    with pytest.raises(ValueError, match="answers are not finite"):
+    with pytest.raises(ValueError, match="answers of the network are not finite"):
         untrained.probabilities(photos(1))
+
+
+def test_the_file_of_a_model_without_finite_answers_is_named(untrained, tmp_path):
+    untrained.backbone.conv_stem.weight.data.fill_(3e38)
+    model.save(untrained, TINY, tmp_path / "spoiled.safetensors")
+    with pytest.raises(
+        ValueError, match=r"The answers of .*spoiled\.safetensors are not"
+    ):
+        model.load(tmp_path / "spoiled.safetensors")[0].probabilities(photos(1))
 
 
 @pytest.mark.parametrize("stages", [6, 100])

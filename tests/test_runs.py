@@ -205,6 +205,21 @@ def test_the_newest_run_may_be_an_attached_one(attached, faces):
     assert (found / "validation.csv").read_text() == "theirs"
 
 
+def test_what_else_is_attached_does_not_stand_in_the_way_of_a_run(attached, faces):
+    begin(TINY, faces, attached / "tiny")
+    (attached / "nobody's").mkdir()
+    (attached / "a link").symlink_to("a link")
+    assert runs.newest(faces).name == "tiny"
+
+
+def test_a_file_in_the_place_of_all_runs_is_named(attached, faces):
+    begin(TINY, faces, attached / "tiny")
+    (env.KAGGLE / "working" / "runs").parent.mkdir(parents=True, exist_ok=True)
+    (env.KAGGLE / "working" / "runs").write_text("mine")
+    with pytest.raises(OSError, match=r"Can't write to the run folder .*runs/tiny"):
+        runs.newest(faces)
+
+
 # -- predictions ----------------------------------------------------------------------
 
 
@@ -251,6 +266,9 @@ def other_face(text: str) -> str:
         other_face,
         lambda text: text.replace("30.5", "old", 1),
         lambda text: text.replace("30.5", "nan", 1),
+        lambda text: text.replace("30.5", "1e300", 1),
+        lambda text: text.replace("20.0", "-4", 1),
+        lambda text: text.replace("40.0", "30.4", 1),
         lambda text: "",
         lambda text: "<html>",
         lambda text: text.replace("pred_age", "predicted"),

@@ -1,6 +1,7 @@
 """States of a training: what is damaged is set aside, and nothing runs code."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -152,6 +153,42 @@ def endless(file: Path) -> None:
     edit(sha256=digest)(file.with_name("state.json"))
 
 
+def tensors_that(change: Callable) -> Callable:
+    """What gives each tensor another name or value; none leaves it out."""
+
+    def do(file: Path) -> None:
+        changed = (change(*named) for named in load_file(file).items())
+        save_file(dict(filter(None, changed)), file)
+        digest = states._digest(file.read_bytes())
+        edit(sha256=digest)(file.with_name("state.json"))
+
+    return do
+
+
+def be_of(optimizer: str) -> Callable:
+    """What makes the moments of AdamW those of another optimizer."""
+    name = {"sgd": "momentum_buffer", "none": None}[optimizer]
+    return tensors_that(
+        lambda n, t: (
+            (n, t)
+            if not n.startswith("optimizer")
+            else (n.replace("exp_avg", name), t)
+            if name and n.endswith("exp_avg")
+            else None
+        )
+    )
+
+
+def as_json(value: str) -> Callable:
+    """What writes a number of the loss that Python's JSON can't write."""
+
+    def change(file: Path) -> None:
+        file.write_text(file.read_text().replace('"loss": 4.5', f'"loss": {value}'))
+
+    return change
+
+
+ROW = {"epoch": 1, "train_loss": 4.6, "val_mae": 9.0, "lr": 0.1, "seconds": 2.0}
 DAMAGES = {
     "tensors cut": ("state.safetensors", cut),
     "tensors empty": ("state.safetensors", lambda file: file.write_bytes(b"")),
@@ -172,6 +209,40 @@ DAMAGES = {
     "history of words": ("state.json", edit(history=[{"epoch": "one"}])),
     "loss not finite": ("state.json", edit(loss=float("nan"))),
     "no scaler": ("state.json", edit(scaler=None)),
+    "a loss of 400 digits": ("state.json", as_json("1" + "0" * 400)),
+    "a loss of 5,000 digits": ("state.json", as_json("1" + "0" * 5000)),
+    "a loss that is true": ("state.json", edit(loss=True)),
+    "more epochs than the recipe": (
+        "state.json",
+        edit(updates=12, history=[ROW | {"epoch": n} for n in range(1, 5)]),
+    ),
+    "best weights of no epoch": ("state.json", edit(updates=2, history=[])),
+    "numbers of unknown weights": ("state.json", edit(numbers={"no.weight.step": 3})),
+    "numbers of nothing": ("state.json", edit(numbers={"step": 3})),
+    "counts of no group": ("state.json", edit(counts={"99": 3})),
+    "counts of a word": ("state.json", edit(counts={"x": 3})),
+    "moments of sgd": ("state.safetensors", be_of("sgd")),
+    "no moments": ("state.safetensors", be_of("none")),
+    "moments of whole numbers": (
+        "state.safetensors",
+        tensors_that(lambda n, t: (n, t.long() if n.endswith("exp_avg") else t)),
+    ),
+    "moments of one number": (
+        "state.safetensors",
+        tensors_that(lambda n, t: (n, t.sum() if n.endswith("exp_avg") else t)),
+    ),
+    "a name of two lines": (
+        "state.safetensors",
+        tensors_that(lambda n, t: (n.replace("conv_stem", "a\nb"), t)),
+    ),
+    "longer than the memory": (
+        "state.safetensors",
+        lambda file: os.truncate(file, 2**42),
+    ),
+    "a text longer than the memory": (
+        "state.json",
+        lambda file: os.truncate(file, 2**42),
+    ),
 }
 
 
@@ -191,8 +262,7 @@ def two_states(net, tmp_path_factory) -> Path:
     weights = net.state_dict()
     parts = {"net": weights, "ema": weights, "best": weights, "optimizer": moments}
     parts = {n: {k: t.clone() for k, t in part.items()} for n, part in parts.items()}
-    row = {"epoch": 1, "train_loss": 4.6, "val_mae": 9.0, "lr": 0.1, "seconds": 2.0}
-    position = {"updates": 4, "history": [row], "loss": 4.5, "seconds": 1.0}
+    position = {"updates": 4, "history": [ROW], "loss": 4.5, "seconds": 1.0}
     position |= {"scaler": {}, "numbers": numbers, "counts": counts}
     folder = tmp_path_factory.mktemp("run")
     states.save(folder, 4, parts, position)
@@ -211,12 +281,13 @@ def test_a_damaged_newest_state_is_set_aside_for_the_one_before(
     told = []
 
     def check(parts, position):
-        states.check(parts, position, net, 3)
+        states.check(parts, position, net, create_optimizer_v2(net, "adamw"), 3, 3)
 
     assert states.newest(run, check, told.append) == run / "state-4"
     (sentence,) = told
     assert f"{run / 'state-5'} can't be read" in sentence
     assert "kept as state-5.damaged-1" in sentence
+    assert "\n" not in sentence
     assert {p.name for p in run.iterdir()} == {"state-4", "state-5.damaged-1"}
     # the one before is as it was
     for file in (run / "state-4").iterdir():
@@ -250,6 +321,8 @@ def test_what_only_looks_like_a_state_is_ignored(stopped, go_on, whole, tmp_path
     run = stopped(4)
     for name in ("state-foo", "state-132 (copy)", "state-", "state-1e9", "state-٣"):
         (run / name).mkdir()
+    # nor does it hide the state of that number
+    (run / "state-04").mkdir()
     (run / "state-132.zip").write_bytes(b"PK")
     (run / "state-500").write_text("a file")
     (tmp_path / "elsewhere").mkdir()
@@ -329,6 +402,28 @@ def test_a_link_in_place_of_what_a_save_writes_is_removed_not_followed(
     assert {p.name for p in elsewhere.iterdir()} == {"state-6", "mine"}
     assert list((elsewhere / "state-6").iterdir()) == []
     assert not list(run.glob("*.unfinished"))
+
+
+def test_what_lies_in_the_place_of_files_is_set_aside(stopped, go_on, whole):
+    run = stopped(4)
+    (run / "state-6").write_text("mine")
+    (run / "state-9").symlink_to("nowhere")
+    for name in (runs.MODEL, runs.VALIDATION, runs.HISTORY):
+        (run / name).unlink()
+        (run / name).mkdir()
+        (run / name / "mine").write_text("mine")
+    pd.testing.assert_frame_equal(go_on(), whole, check_exact=True)
+    assert_same_model(run)
+    assert (run / "state-6.old-1").read_text() == "mine"
+    assert (run / "state-9.old-1").is_symlink()
+    assert (run / "history.csv.old-1" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_folder_where_the_run_should_be_is_named(go_on, tmp_path, make):
+    make(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"/run is a file, or a link to nowhere"):
+        go_on()
 
 
 # -- all of it ------------------------------------------------------------------------
