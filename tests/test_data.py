@@ -236,6 +236,9 @@ def test_ages_are_read_without_images_and_merge_by_ids_that_are_numbers(tmp_path
     assert a.to_dict("list") == {"file_id": ["1", "02"], "age": [26, 27.5]}
     assert a.index.tolist() == [0, 1]
     assert a.merge(b, on="file_id")["age_y"].tolist() == [4, 3]
+    (tmp_path / "a.csv").write_text("file_id,age\n1,26\n02,27.5\n1,26\n")
+    with pytest.raises(ValueError, match=r"a\.csv line 4 lists a file_id a second"):
+        data.read_ages(tmp_path / "a.csv")
 
 
 def break_image(path: Path, how: str) -> None:
@@ -351,6 +354,7 @@ def faces_with_copies(*copies: int) -> pd.DataFrame:
         ([1] * 40, 10),
         ([37, 1, 1, 1], 4),
         ([1] * 9 + [91], 10),
+        ([17, 1, 1], 3),
         # these leave a fold empty if it is not seen to
         ([14, 6, 6, 4, 6], 5),
         ([4] * 8, 8),
