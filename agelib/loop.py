@@ -131,7 +131,7 @@ class Loop:
                         "better than the best before them"
                     )
             except (KeyboardInterrupt, TimeoutError) as stop:
-                if not self.history:
+                if not (self.folder / runs.MODEL).is_file():
                     raise
                 reason = str(stop) or f"Interrupted in epoch {len(self.history) + 1}"
                 self.say(

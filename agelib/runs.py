@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from agelib import data, env, files, states, tables
 from agelib.recipe import Recipe, from_dict
+from agelib.weights import printable
 
 RECIPE, MODEL = "recipe.json", "model.safetensors"
 HISTORY, VALIDATION = "history.csv", "validation.csv"
@@ -169,8 +170,8 @@ def claim(
         if theirs[choice] != value:
             raise ValueError(
                 f"{folder} holds a run of other choices ({choice} is "
-                f"{theirs[choice]} there, {value} here): give the recipe another "
-                "name, or pass fresh=True, which sets the earlier run aside."
+                f"{printable(theirs[choice])} there, {value} here): give the recipe "
+                "another name, or pass fresh=True, which sets the earlier run aside."
             )
     # the run that was gone on with last is the one that is shown
     if os.access(path, os.W_OK):

@@ -220,6 +220,15 @@ def test_a_file_in_the_place_of_all_runs_is_named(attached, faces):
         runs.newest(faces)
 
 
+def test_whose_run_it_is_is_told_in_one_line(faces, tmp_path):
+    run = begin(TINY, faces, tmp_path / "run")
+    noted = json.loads((run / "recipe.json").read_text())
+    changed = noted | {"training_faces": "two\nlines"}
+    (run / "recipe.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"training_faces is two lines there"):
+        begin(TINY, faces, run)
+
+
 # -- predictions ----------------------------------------------------------------------
 
 

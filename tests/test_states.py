@@ -426,6 +426,21 @@ def test_what_is_no_folder_where_the_run_should_be_is_named(go_on, tmp_path, mak
         go_on()
 
 
+@pytest.mark.parametrize("where", [states, model])
+def test_an_interrupt_before_the_first_model_is_kept_tells_of_none(
+    go_on, whole, tmp_path, monkeypatch, where
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, "save_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go_on()
+    pd.testing.assert_frame_equal(go_on(), whole, check_exact=True)
+    assert_same_model(tmp_path / "run")
+
+
 # -- all of it ------------------------------------------------------------------------
 
 
