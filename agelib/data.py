@@ -215,7 +215,8 @@ def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
     """Adds `fold` (0..folds-1), each with the same mix of ages.
 
     Byte-identical files share a fold, so that no face is both learned and judged; of
-    fewer different files than folds, each gets a fold of its own.
+    fewer different files than folds, each gets a fold of its own. Versions of
+    scikit-learn differ in which fold a face gets.
 
     Raises:
         ValueError: if there are no two different files.

@@ -62,13 +62,19 @@ def fit(
         `lr`, `seconds`.
     Raises:
         ValueError: if the folder holds a run of another recipe or of other faces, or
-            `start` another network.
+            `start` another network, or if there are fewer than two faces to learn from
+            or none to judge by.
         BlockingIOError: if another training works in the folder.
         FloatingPointError: if the loss is not finite.
         OSError: if the folder can't be written, or its disk is full.
         TimeoutError: if the limit ends before one epoch is complete.
         KeyboardInterrupt: if interrupted before one epoch is complete.
     """
+    if len(train) < 2 or validation.empty:
+        raise ValueError(
+            f"A training needs two faces to learn from, and one to judge by: there are "
+            f"{len(train)} and {len(validation)}. Bring more faces."
+        )
     limit = 3600 * time_limit
     deadline = time.perf_counter() + limit - min(limit / 20, 600)
     launched = int(os.environ.get("WORLD_SIZE", "1"))

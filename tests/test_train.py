@@ -422,3 +422,14 @@ print(history["epoch"].tolist())
     )
     assert "[1, 2, 3]" in run.stdout, run.stderr[-2000:]
     assert run.stdout.count("epoch  1 of 3") == 1
+
+
+def test_too_few_faces_to_learn_from_or_to_judge_by_are_counted(tiny, tables, tmp_path):
+    training, validation = tables
+    for faces, told in (
+        ((training.head(1), validation), "1 and 10"),
+        ((training, validation.head(0)), "30 and 0"),
+    ):
+        with pytest.raises(ValueError, match=f"there are {told}"):
+            train.fit(tiny, *faces, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
