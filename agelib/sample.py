@@ -216,7 +216,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _write_table(path: Path, ages: list[int]) -> None:
     rows = [f"image_{i}.jpg,{age}\n" for i, age in enumerate(ages)]
-    path.write_text("file_id,age\n" + "".join(rows), newline="\n")
+    path.write_text("file_id,age\n" + "".join(rows), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,9 @@ def test_what_cannot_be_written_is_one_sentence_on_the_command_line(tmp_path):
     (tmp_path / "file").touch()
     ran = subprocess.run(
         [sys.executable, "-m", "agelib"],
-        env=os.environ | {"AGELIB_RUNS": str(tmp_path / "file")},
+        env=os.environ
+        # of which other packages may warn
+        | {"PYTHONWARNDEFAULTENCODING": "", "AGELIB_RUNS": str(tmp_path / "file")},
         cwd=env.REPOSITORY,
         capture_output=True,
         text=True,
