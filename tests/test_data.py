@@ -370,8 +370,10 @@ def test_no_fold_is_empty_however_few_the_photos(copies, folds, seed):
 
 
 def test_where_a_fold_would_be_empty_the_photo_with_most_copies_is_not_held_out():
-    table = data.split(faces_with_copies(14, 6, 6, 4, 6), 5)
-    assert table["fold"].value_counts().sort_index().tolist() == [4, 6, 6, 6, 14]
+    sizes = data.split(faces_with_copies(14, 6, 6, 4, 6), 5).groupby("fold").size()
+    # which fold holds which photo is the library's choice, but for the first
+    assert sorted(sizes) == [4, 6, 6, 6, 14]
+    assert sizes[0] < 14
 
 
 @pytest.mark.parametrize("faces", [1, 12])
