@@ -48,7 +48,7 @@ def _reason(error: Exception, folder: Path) -> int | None:
     """The system's number of the error, if a failed write has one."""
     if isinstance(error, OSError):
         return error.errno
-    if told := re.search(r"\(os error (\d+)\)", str(error)):
+    if told := re.search(r"(?:os error |code: )(\d+)", str(error)):
         return int(told[1])
     # torch's RuntimeError tells nothing, but what it wrote still fills the disk
     try:
