@@ -6,6 +6,7 @@ says what finding and cropping cost in years.
 
 import io
 import itertools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -76,7 +77,8 @@ def read_photo(photo: Path | str | bytes | Upload) -> Image.Image:
         photo = Upload("The photo", photo)
     name = str(photo)
     try:
-        content = photo.content if isinstance(photo, Upload) else read_file(photo)
+        upload = isinstance(photo, Upload)
+        content = photo.content if upload else read_file(os.path.expanduser(photo))
         return decode_image(content)
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -156,12 +158,13 @@ def crop(photo: Image.Image, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
     Args:
         found: columns `x`, `y`, `side`, `turn`, as from `find`.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = Path(os.path.expanduser(folder))
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count(1)
     paths = []
     for face in found.itertuples():
         cut = _crop(photo, face.x, face.y, face.side, face.turn)
-        paths.append(_save(cut, Path(folder), numbers))
+        paths.append(_save(cut, folder, numbers))
         doubt = concern(cut)
         if face.side < SMALL:
             doubt = f"only {face.side:.0f} pixels wide in the photo"

@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from agelib import data, env, files, loading
+from agelib.metrics import require
 from agelib.model import N_AGES, AgeModel, folded
 from agelib.recipe import Recipe
 
@@ -110,9 +111,10 @@ def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.Data
         table: columns `file_id` and `pred_age` in years, in the template's order.
         template: the competition's `submission.csv`, whose `file_id` must be matched.
     Raises:
-        ValueError: naming an id that is missing, extra, repeated or out of order, or
-            an age that is not finite.
+        ValueError: naming an id that is missing, extra, repeated or out of order, a
+            column that is missing, or an age that is not finite.
     """
+    require(table, "file_id", "pred_age")
     wanted = data.read_listed(template)["file_id"].tolist()
     given = table["file_id"].tolist()
     if missing := sorted(set(wanted) - set(given)):
@@ -129,9 +131,10 @@ def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.Data
             f"Row {at} is {given[at]}, where {template} has {wanted[at]}: keep its "
             "order."
         )
-    if wrong := table["file_id"][~np.isfinite(table["pred_age"])].tolist():
+    age = pd.to_numeric(table["pred_age"], errors="coerce")
+    if wrong := table["file_id"][~np.isfinite(age)].tolist():
         raise ValueError(f"The age predicted for {_some(wrong)} is not finite.")
-    submission = pd.DataFrame({"file_id": given, "age": table["pred_age"].round(3)})
+    submission = pd.DataFrame({"file_id": given, "age": age.round(3)})
     files.write_csv(submission, path)
     return submission
 

@@ -143,6 +143,15 @@ def noise(seed: int, side: int = 200) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype="uint8"))
 
 
+def test_a_home_folder_is_expanded(wall, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wall.save(tmp_path / "wall.png")
+    photo = faces.read_photo("~/wall.png")
+    found = faces.crop(photo, faces.whole(photo), "~/crops")
+    assert found["path"].tolist() == [str(tmp_path / "crops" / "face_1.png")]
+    assert (tmp_path / "crops" / "face_1.png").is_file()
+
+
 def test_crops_of_several_photos_in_one_folder_stay_those_of_their_photos(tmp_path):
     people = [noise(seed) for seed in range(3)]
     tables = [faces.crop(p, faces.whole(p), tmp_path) for p in people]

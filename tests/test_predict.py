@@ -166,8 +166,13 @@ def test_a_submission_holds_the_templates_ids_in_order_with_our_ages(
             lambda t: t.replace({"pred_age": {45: math.inf}}),
             r"image_2\.jpg is not finite",
         ),
+        (
+            lambda t: t.astype({"pred_age": object}).replace({"pred_age": {45: "old"}}),
+            r"image_2\.jpg is not finite",
+        ),
+        (lambda t: t.drop(columns="pred_age"), "no column 'pred_age'"),
     ],
-    ids=["missing", "extra", "repeated", "re-ordered", "nan", "inf"],
+    ids=["missing", "extra", "repeated", "re-ordered", "nan", "inf", "text", "column"],
 )
 def test_a_wrong_submission_is_refused_and_the_earlier_file_stays(
     dataset, predicted, tmp_path, spoil, message
