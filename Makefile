@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
-.PHONY: run test test-lowest test-platforms notebooks lint lab kaggle sample bench clean
+.PHONY: help run test test-lowest test-platforms notebooks lint lab kaggle sample \
+	bench clean
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 run: $(SETUP)  ## the notebooks in order: a submission file, and ages on a photo
 	$(BIN)/python -m agelib
@@ -33,13 +37,13 @@ notebooks: $(SETUP)  ## runs the notebooks on the sample and keeps their outputs
 	env -u AGELIB_DATA -u AGELIB_RECIPE AGELIB_RUNS=build/runs \
 	$(BIN)/python -m agelib --save
 
-lint: $(SETUP)
+lint: $(SETUP)  ## the style of code and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lab: $(SETUP)  ## the notebooks in JupyterLab
+lab: $(SETUP)  ## the notebooks in JupyterLab; what they write is beside them, in runs
 	cp agelib/server.json .venv/etc/jupyter/jupyter_server_config.d/agelib.json
-	$(BIN)/jupyter lab --allow-root --notebook-dir=notebooks
+	$(BIN)/jupyter lab --allow-root --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 kaggle: $(SETUP)  ## builds dist/kaggle: make kaggle OWNER=your-name-on-kaggle
 	$(BIN)/python -m agelib.kaggle $(OWNER)
@@ -56,5 +60,5 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-clean:
+clean:  ## removes what make has installed
 	rm -rf .venv .venv-lowest

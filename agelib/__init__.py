@@ -1,12 +1,15 @@
 """agelib: estimate a person's age, in years, from a photo of the face.
 
 The notebooks import one module for one job. Faces travel in this order, and no module
-imports from its right: env -> data -> loading -> model -> loss -> predict -> loop ->
-train, with `recipe` holding every choice of a training run, `runs` and `states` what
-its folder holds, `weights` where a network's come from; `quality` measures images,
-`metrics` predictions, `plots` and `photos` show both. `mtcnn` sees faces in photos,
-`faces` crops them as a model wants them; `kaggle` builds what goes to Kaggle, `server`
-lets photos into JupyterLab and keeps them out of saved notebooks.
+imports from its right: env -> data -> loading -> ages -> model -> predict -> loop ->
+train, with `recipe` holding every choice of a training run, `hardware` what the machine
+can do, `runs` and `states` what a run's folder holds, `weights` where a network's come
+from. `ages` is the method: an age as a distribution, its loss, and how it is read off.
+`quality` measures images, `metrics` predictions, `explain` where a network looks;
+`plots` and `gallery` show them, `results` brings what was measured on the real faces.
+`photo` finds faces with `detector` and crops them as a model wants them; `sample` draws
+the bundled faces, `kaggle` builds what goes to Kaggle, `server` lets photos into
+JupyterLab and keeps them out of saved notebooks.
 
 What comes from outside is read in one place each: `tables`, `images`, `weights`,
 `states`, and `files`, which also writes files that are whole or not there.

@@ -10,9 +10,8 @@ import nbformat
 import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from nbconvert import HTMLExporter
 
-from agelib import env, files, runs
+from agelib import env, pages, runs
 
 
 class _Narrated(NotebookClient):
@@ -26,9 +25,10 @@ class _Narrated(NotebookClient):
 
 
 def main(save: bool = False) -> None:
-    """Executes each notebook in a process of its own and keeps it as HTML.
+    """Executes each notebook in a process of its own and keeps it as a page to read.
 
-    The pages go into the folder of the run that notebook 2 began, or went on with.
+    The pages and their index go into the folder of the run that notebook 2 began, or
+    went on with.
 
     Args:
         save: keep the outputs in the notebooks as well.
@@ -38,9 +38,10 @@ def main(save: bool = False) -> None:
     """
     begun = time.time()
     env.run_folder("")
-    for path in sorted((env.REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")):
+    ran = {}
+    for path in sorted((env.HOME / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         print(path.name, flush=True)
-        notebook = nbformat.read(path, as_version=4)
+        ran[path] = notebook = nbformat.read(path, as_version=4)
         try:
             _execute(notebook, path.parent)
         except CellExecutionError as error:
@@ -54,29 +55,30 @@ def main(save: bool = False) -> None:
                 "state."
             ) from None
         finally:
-            run = _keep_page(notebook, f"{path.stem}.html", begun)
+            run = _keep_pages(ran, begun)
         if save:
             nbformat.write(notebook, path)
     errors = pd.read_csv(run / runs.HISTORY)["val_mae"]
     print(f"\nValidation error   {errors.min():.2f} years")
     print(f"Submission         {env.submission_file(run)}")
-    print(f"Notebooks to read  {run / '0*.html'}")
+    print(f"Pages to read      {run / pages.INDEX}")
 
 
-def _keep_page(notebook: nbformat.NotebookNode, name: str, begun: float) -> Path:
-    """Writes a page into the folder of the run that went on since a moment.
+def _keep_pages(ran: dict[Path, nbformat.NotebookNode], begun: float) -> Path:
+    """Writes the pages into the folder of the run that went on since a moment.
 
-    Before a run has, as in notebook 1, into the folder of runs, from which the next
-    page takes it along.
+    Before a run has, as in notebook 1, into the folder of runs. The next notebook's
+    then move on: all are made anew, for their links depend on where they lie.
     """
     home = env.runs_folder()
-    files.write_text(HTMLExporter().from_notebook_node(notebook)[0], home / name)
     noted = [(path.stat().st_mtime, path) for path in home.glob(f"*/{runs.RECIPE}")]
     moment, path = max(noted, default=(0, home / runs.RECIPE))
     # clocks of file systems tick coarsely
     run = path.parent if moment >= begun - 1 else home
-    for page in home.glob("0[1-5]_*.html"):
-        page.replace(run / page.name)
+    pages.write(ran, run)
+    if run != home:
+        for path in ran:
+            (home / pages.page_name(path)).unlink(missing_ok=True)
     return run
 
 

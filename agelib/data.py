@@ -47,13 +47,19 @@ def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
     return check_images(table, unreadable)
 
 
-def read_test(folder: Path) -> pd.DataFrame:
+def read_test(folder: Path, optional: bool = False) -> pd.DataFrame:
     """The unlabelled faces of the template `submission.csv`, in its order.
 
+    Columns `file_id`, `path` and `digest`.
+
+    Args:
+        optional: a folder without that file gives a table without faces.
     Raises:
         FileNotFoundError, OSError, ValueError: naming the file, line or value at fault.
     """
     csv = Path(folder) / "submission.csv"
+    if optional and not csv.exists():
+        return pd.DataFrame({"file_id": [], "path": [], "digest": []}, dtype=str)
     listed = read_listed(csv)
     table = listed.assign(path=_paths(listed, Path(folder) / "test", csv))
     return check_images(table[["file_id", "path"]].reset_index(drop=True))
@@ -242,6 +248,19 @@ def split(table: pd.DataFrame, folds: int = 10, seed: int = 0) -> pd.DataFrame:
         by_size = GroupKFold(folds).split(table, groups=table["digest"])
         fold = folds - 1 - _numbered(by_size, len(table))
     return table.assign(fold=fold)
+
+
+def hold_out(
+    table: pd.DataFrame, folds: int = 10, fold: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The faces to learn from, and those of one fold of `split` to judge by.
+
+    Raises:
+        ValueError: as `split`.
+    """
+    table = split(table, folds)
+    held_out = table["fold"] == fold
+    return table[~held_out], table[held_out]
 
 
 def _numbered(splits: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:

@@ -1,23 +1,16 @@
-"""Where am I, where are the faces, where do results go, what can the hardware do."""
+"""Where am I, where are the faces and the weights, where do results go."""
 
-import ctypes
 import math
 import os
-import subprocess
-import sys
-import warnings
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 KAGGLE = Path("/kaggle")
 COLAB = Path("/content")
 COMPETITION = "smai-24-age-prediction"
 # a clone, or what holds an installed package: site-packages or a wheel
-_HOME = Path(__file__).resolve().parents[1]
-REPOSITORY = _HOME if (_HOME / "pyproject.toml").is_file() else Path.cwd()
+_INSTALLED = Path(__file__).resolve().parents[1]
+HOME = _INSTALLED if (_INSTALLED / "pyproject.toml").is_file() else Path.cwd()
 
 
 def place() -> str:
@@ -40,7 +33,7 @@ def chosen_folder(variable: str) -> Path | None:
     """
     value = os.environ.get(variable)
     try:
-        return (REPOSITORY / Path(value).expanduser()).resolve() if value else None
+        return (HOME / Path(value).expanduser()).resolve() if value else None
     except RuntimeError:
         raise ValueError(
             f"{variable} is {value!r}, in the home of a user that is not known here: "
@@ -65,7 +58,7 @@ def data_folder() -> Path:
     elif place() == "Colab" and (found := _colab_dataset()):
         return found
     else:
-        folder, advice = REPOSITORY / "data" / "sample", _ADVICE[place()]
+        folder, advice = HOME / "data" / "sample", _ADVICE[place()]
     # which of a path that is too long says no, where Path.is_file raises
     if not os.path.isfile(folder / "train.csv"):
         raise FileNotFoundError(
@@ -85,7 +78,7 @@ _ADVICE = {
 
 
 def _dataset_below(root: Path, depth: int) -> Path | None:
-    """The first folder with a dataset, at most so many levels below the root."""
+    """The first folder with a dataset, at most `depth` levels below the root."""
     for level in range(depth + 1):
         found = sorted(root.glob("/".join(["*"] * level + ["train.csv"])))
         folders = [csv.parent for csv in found if (csv.parent / "train").is_dir()]
@@ -113,7 +106,7 @@ def weights_folder() -> Path | None:
     AGELIB_WEIGHTS if set, else beside the wheel that agelib was imported from, as in
     the dataset that `make kaggle` builds.
     """
-    beside = _HOME.parent if _HOME.suffix == ".whl" else None
+    beside = _INSTALLED.parent if _INSTALLED.suffix == ".whl" else None
     return chosen_folder("AGELIB_WEIGHTS") or beside
 
 
@@ -125,7 +118,7 @@ def shipped_model() -> Path:
     Raises:
         FileNotFoundError: if it lies in neither, with the ways out.
     """
-    folders = [REPOSITORY / "data" / "checkpoints", weights_folder()]
+    folders = [HOME / "data" / "checkpoints", weights_folder()]
     paths = [folder / "lite0.safetensors" for folder in folders if folder]
     if found := [path for path in paths if path.is_file()]:
         return found[0]
@@ -162,7 +155,7 @@ def runs_folder() -> Path:
     AGELIB_RUNS if set, else in `/kaggle/working` on Kaggle, in `/content` on Colab, and
     beside the package in a local clone.
     """
-    homes = {"Kaggle": KAGGLE / "working", "Colab": COLAB, "local": REPOSITORY}
+    homes = {"Kaggle": KAGGLE / "working", "Colab": COLAB, "local": HOME}
     return chosen_folder("AGELIB_RUNS") or homes[place()] / "runs"
 
 
@@ -203,77 +196,3 @@ def submission_file(run: Path) -> Path:
     """Where the submission goes: into the run's folder, on Kaggle where it looks."""
     folder = KAGGLE / "working" if place() == "Kaggle" else run
     return folder / "submission.csv"
-
-
-def device() -> torch.device:
-    """The fastest device on which the installed torch can compute."""
-    if _gpu():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-@cache
-def _gpu() -> tuple[int, int] | None:
-    """The compute capability of the first GPU, if this torch can compute on it.
-
-    torch may call a GPU available for which it has no kernels (a P100), so it is tried;
-    in a process of its own, since a notebook that touched a GPU can't start processes
-    that use several.
-    """
-    if not torch.cuda.is_available():
-        return None
-    code = (
-        "import torch; torch.ones(8, device='cuda').sum().item(); "
-        "print(*torch.cuda.get_device_capability())"
-    )
-    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if tried.returncode:
-        reason = tried.stderr.strip().splitlines()[-1]
-        warnings.warn(
-            f"The GPU is not used, torch can't compute on it ({reason}). On Kaggle, "
-            "choose the accelerator T4 x2.",
-            stacklevel=3,
-        )
-        return None
-    major, minor = map(int, tried.stdout.split())
-    return major, minor
-
-
-def precision(device: torch.device) -> str:
-    """The mixed precision that trains fastest on the device: "no", "fp16" or "bf16".
-
-    GPUs from Ampere on compute fast in bfloat16, Turing and Volta (T4, V100) only in
-    float16. CPUs with bfloat16 instructions gain nothing: torch has no fast bfloat16
-    gradient of depthwise convolutions (data/results/speed.md).
-    """
-    major, _ = (_gpu() if device.type == "cuda" else None) or (0, 0)
-    return "bf16" if major >= 8 else "fp16" if major == 7 else "no"
-
-
-def workers(device: torch.device, processes: int = 1) -> int:
-    """How many loader processes each training process of this machine should start.
-
-    On a CPU they leave the cores to the training.
-    """
-    # not on macOS and Windows; it knows how many cores a container may use
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    share = cores if device.type == "cuda" else cores // 4
-    return max(1, min(8, share // processes))
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep memory that it frees, where the C library is glibc.
-
-    By default glibc gives the large tensors of each training step back to Linux, which
-    must clear them again for the next: on a two core Xeon EfficientNet-Lite0 trains 1.1
-    times faster at 96 px and 1.35 times at 160 px without that.
-    """
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    )
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large tensors
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and no shrinking of the heap

@@ -45,7 +45,7 @@ def build(owner: str, folder: Path) -> list[str]:
         )
     shutil.rmtree(folder, ignore_errors=True)
     missing = _dataset(owner, folder / "dataset")
-    notebooks = sorted((env.REPOSITORY / "notebooks").glob("0*.ipynb"))
+    notebooks = sorted((env.HOME / "notebooks").glob("0*.ipynb"))
     slugs = [f"{owner}/agelib-{n.stem.replace('_', '-')}" for n in notebooks]
     for number, (notebook, slug) in enumerate(zip(notebooks, slugs, strict=True)):
         kernel = folder / notebook.stem
@@ -89,7 +89,7 @@ def _dataset(owner: str, folder: Path) -> list[str]:
                 save_file(tensors, folder / f"{name}.safetensors")
             except ConnectionError as error:
                 missing.append(str(error))
-    for checkpoint in (env.REPOSITORY / "data" / "checkpoints").rglob("*.safetensors"):
+    for checkpoint in (env.HOME / "data" / "checkpoints").rglob("*.safetensors"):
         shutil.copy(checkpoint, folder)
     _write(
         folder / "dataset-metadata.json",
@@ -108,8 +108,8 @@ def _wheel(folder: Path) -> None:
     """Builds agelib's wheel from a copy: a clone may hold files of an earlier build."""
     with tempfile.TemporaryDirectory() as copy:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(env.REPOSITORY / name, copy)
-        shutil.copytree(env.REPOSITORY / "agelib", Path(copy, "agelib"))
+            shutil.copy(env.HOME / name, copy)
+        shutil.copytree(env.HOME / "agelib", Path(copy, "agelib"))
         pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
         # setuptools is installed already, and there may be no network
         subprocess.run(
@@ -139,7 +139,7 @@ def main() -> None:
     owner = parser.parse_args().owner
     if not owner:
         raise SystemExit("Whose dataset? Say: make kaggle OWNER=your-name-on-kaggle")
-    folder = env.REPOSITORY / "dist" / "kaggle"
+    folder = env.HOME / "dist" / "kaggle"
     try:
         missing = build(owner, folder)
     except (ValueError, OSError) as error:

@@ -34,22 +34,22 @@ SHARED_MEMORY = Path("/dev/shm")
 class Faces(Dataset):
     """Items are (images uint8 (views, 3, size, size), age in years or nan, row number).
 
-    The images are the first so many of `VIEWS`.
+    The images are the first `views` of `VIEWS`.
 
-    With `augment` an item is one image (3, size, size), its key is (epoch, row), and
-    the face is changed at random as that recipe says. The changes follow its seed, the
+    With a `recipe` an item is one image (3, size, size), its key is (epoch, row), and
+    the face is changed at random as it says. The changes follow its seed, the
     epoch and the row alone: they are the same whichever process loads the face, and
     after a resume.
 
     Raises:
-        ValueError: if there are not so many views.
+        ValueError: if there are fewer views.
     """
 
     def __init__(
         self,
         table: pd.DataFrame,
         size: int,
-        augment: Recipe | None = None,
+        recipe: Recipe | None = None,
         views: int = 1,
     ):
         if views not in range(1, len(VIEWS) + 1):
@@ -61,7 +61,7 @@ class Faces(Dataset):
         self.ages = table.get("age", pd.Series(np.nan, table.index)).to_numpy("float32")
         self._size = torch.tensor(size)
         self.views = VIEWS[:views]
-        self.augment = augment
+        self.recipe = recipe
 
     def set_size(self, size: int) -> None:
         """Serves faces that are not augmented at another size from now on."""
@@ -77,26 +77,39 @@ class Faces(Dataset):
     def __getitem__(
         self, key: int | tuple[int, int]
     ) -> tuple[torch.Tensor, np.float32, int]:
-        if self.augment is None:
+        if self.recipe is None:
             row, size = key, int(self._size)
             face = self._image(row, size)
             seen = [pil_to_tensor(resize(face, size, **view)) for view in self.views]
             return torch.stack(seen), self.ages[row], row
         epoch, row = key
-        size = self.augment.size_in(epoch)
-        rng = np.random.default_rng((self.augment.seed, epoch, row))
-        image = augment(self._image(row, size), size, self.augment, rng)
+        size = self.recipe.size_in(epoch)
+        rng = np.random.default_rng((self.recipe.seed, epoch, row))
+        image = augment(self._image(row, size), size, self.recipe, rng)
         return pil_to_tensor(image), self.ages[row], row
 
     def _image(self, row: int, size: int) -> Image.Image:
         return read_image(os.fsdecode(self.paths[row]), size)
 
 
+def batch(table: pd.DataFrame, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The faces as a network learns them, each changed at random.
+
+    Returns:
+        images uint8 (faces, 3, size, size) and ages in years (faces,).
+    """
+    faces = Faces(table, recipe.image_size, recipe)
+    # of the last epoch, when faces have grown to the recipe's size
+    items = [faces[recipe.epochs - 1, row] for row in range(len(faces))]
+    images, ages, _ = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(ages)
+
+
 class _Shuffled(DistributedSampler):
     """A new order each epoch; the keys that augmented faces want."""
 
     def __init__(self, faces: Faces):
-        super().__init__(faces, 1, 0, shuffle=True, seed=faces.augment.seed)
+        super().__init__(faces, 1, 0, shuffle=True, seed=faces.recipe.seed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, row) for row in super().__iter__())
@@ -182,10 +195,10 @@ def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:
 
     The order of an epoch follows the recipe's seed and the loader's `set_epoch` alone.
     """
-    shuffled = faces.augment is not None
+    shuffled = faces.recipe is not None
     # starting a worker takes a second or two, longer than a few faces take
     workers = workers if len(faces) >= 1000 else 0
-    pixels = int(faces.augment.image_size if faces.augment else faces._size) ** 2
+    pixels = int(faces.recipe.image_size if faces.recipe else faces._size) ** 2
     batch = batch_size * 3 * pixels * (1 if shuffled else len(faces.views))
     # each has three batches on the way, and so have those of the other loader
     if workers := min(workers, _shared_memory() // (6 * batch)):

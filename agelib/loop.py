@@ -6,6 +6,7 @@ The same code runs in one process or in each of several that accelerate started.
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +23,22 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from agelib import env, files, loading, metrics, model, predict, runs, states
-from agelib.loss import age_loss
+from agelib import files, hardware, loading, metrics, model, predict, runs, states
+from agelib.ages import age_loss, read_off
 from agelib.recipe import Recipe
 
 SECONDS_BETWEEN_SAVES = 300
 
 
 class Loop:
-    """The state of one run: what a checkpoint saves and a resume brings back."""
+    """The state of one run: what a checkpoint saves and a resume brings back.
+
+    `net` is the network that learns, `ddp` the same wrapped for several processes,
+    `ema` the average of its weights, which predicts and is kept.
+    """
 
     def __init__(
         self,
@@ -40,65 +46,82 @@ class Loop:
         train: pd.DataFrame,
         validation: pd.DataFrame,
         folder: Path,
+        loss: Callable = age_loss,
         fresh: bool = False,
         bar: bool = True,
-        parts: int = 1,
+        micro_batches: int = 1,
         deadline: float = math.inf,
         start: dict[str, torch.Tensor] | None = None,
     ):
-        self.recipe, self.folder = recipe, folder
-        self.training, self.validation = train, validation
-        self.bar, self.parts, self.deadline = bar, parts, deadline
-        self.updates, self.history = 0, []
+        self.recipe, self.folder, self.loss = recipe, folder, loss
+        self.train_faces, self.validation = train, validation
+        self.bar, self.micro_batches, self.deadline = bar, micro_batches, deadline
+        self.updates = 0
+        self.history: list[dict[str, float]] = []
         # the best epoch's weights
         self.best: dict[str, torch.Tensor] = {}
         # of the epoch that is not finished: its losses' sum, its time so far
-        self.loss = self.seconds = 0.0
-        env.keep_freed_memory()
-        device = env.device()
-        self.accelerator = accelerator = Accelerator(
-            mixed_precision=env.precision(device),
+        self.loss_sum = self.seconds_so_far = 0.0
+        hardware.keep_freed_memory()
+        self.accelerator = self.create_accelerator()
+        self.is_main = self.accelerator.is_main_process
+        self.claim_folder(fresh)
+        self.create_loaders()
+        (self.state,) = broadcast_object_list([self.newest_state()])
+        self.create_networks(start)
+        optimizer = self.create_optimizer(self.net)
+        self.schedule = self.create_schedule(optimizer)
+        self.ddp, self.optimizer = self.accelerator.prepare(self.net, optimizer)
+
+    def create_accelerator(self) -> Accelerator:
+        device = hardware.device()
+        return Accelerator(
+            mixed_precision=hardware.precision(device),
             cpu=device.type == "cpu",
             # the recipe's batch size is that of all processes together
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
-        self.main = accelerator.is_main_process
-        with accelerator.main_process_first(), files.writing(folder):
-            if self.main and fresh:
-                runs.set_aside(folder)
-            runs.claim(folder, recipe, train, validation)
-        workers = env.workers(device, accelerator.num_processes)
-        faces = loading.Faces(train, recipe.image_size, augment=recipe)
-        batches = loading.loader(faces, recipe.batch_size, workers)
-        self.held_out_faces = loading.Faces(
-            validation, recipe.image_size, views=recipe.views_at_test
+
+    def claim_folder(self, fresh: bool) -> None:
+        """Makes the run's folder this run's, or raises a ValueError."""
+        with self.accelerator.main_process_first(), files.writing(self.folder):
+            if self.is_main and fresh:
+                runs.set_aside(self.folder)
+            runs.claim(
+                self.folder, self.recipe, self.train_faces, self.validation, self.loss
+            )
+
+    def create_loaders(self) -> None:
+        """The batches to learn from, and those to judge by."""
+        recipe = self.recipe
+        workers = hardware.workers(hardware.device(), self.accelerator.num_processes)
+        faces = self.augmented_faces()
+        self.validation_faces = loading.Faces(
+            self.validation, recipe.image_size, views=recipe.views_at_test
         )
-        held_out = loading.loader(self.held_out_faces, 64, workers)
-        self.batches, self.held_out = accelerator.prepare(batches, held_out)
-        (self.state,) = broadcast_object_list([self.newest_state()])
+        self.batches, self.validation_batches = self.accelerator.prepare(
+            loading.loader(faces, recipe.batch_size, workers),
+            loading.loader(self.validation_faces, 64, workers),
+        )
+
+    def augmented_faces(self) -> loading.Faces:
+        """The faces to learn from, changed at random."""
+        return loading.Faces(self.train_faces, self.recipe.image_size, self.recipe)
+
+    def create_networks(self, start: dict[str, torch.Tensor] | None) -> None:
+        """The network that learns, and the average of its weights."""
         # a resume brings its own weights, and may have no network to fetch others
-        net = model.create(recipe, pretrained=not (self.state or start))
+        net = model.create(self.recipe, pretrained=not (self.state or start))
         if start:
             net.load_state_dict(start)
-        if accelerator.num_processes > 1 and device.type == "cuda":
+        device = self.accelerator.device
+        if self.accelerator.num_processes > 1 and device.type == "cuda":
             # or each would normalise its share of the batch by itself
             net = convert_sync_batchnorm(net)
-        self.plain = net.to(accelerator.device)
+        self.net = net.to(device)
         # without a decay the average is the weights themselves
-        decay = recipe.ema_decay
-        self.average = ModelEmaV3(self.plain, decay, use_warmup=decay > 0)
-        optimizer = self.create_optimizer(self.plain)
-        self.schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.schedule,
-            num_epochs=recipe.epochs,
-            decay_epochs=recipe.step_epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.learning_rate / 100,
-            step_on_epochs=False,
-            updates_per_epoch=len(self.batches),
-        )
-        self.net, self.optimizer = accelerator.prepare(self.plain, optimizer)
+        decay = self.recipe.ema_decay
+        self.ema = ModelEmaV3(self.net, decay, use_warmup=decay > 0)
 
     def create_optimizer(self, net: model.AgeModel) -> torch.optim.Optimizer:
         """The recipe's optimizer of a network's weights."""
@@ -109,6 +132,20 @@ class Loop:
             weight_decay=self.recipe.weight_decay,
         )
 
+    def create_schedule(self, optimizer: torch.optim.Optimizer):
+        """The recipe's learning rate, by the number of the step (timm's Scheduler)."""
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=self.recipe.schedule,
+            num_epochs=self.recipe.epochs,
+            decay_epochs=self.recipe.step_epochs,
+            warmup_epochs=self.recipe.warmup_epochs,
+            warmup_lr=self.recipe.learning_rate / 100,
+            step_on_epochs=False,
+            updates_per_epoch=len(self.batches),
+        )
+        return schedule
+
     def run(self) -> pd.DataFrame:
         """Trains the epochs that are left; the history of all of them."""
         self.resume()
@@ -117,7 +154,7 @@ class Loop:
             initial=self.updates,
             total=len(self.batches) * self.recipe.epochs,
             leave=False,
-            disable=not (self.bar and self.main),
+            disable=not (self.bar and self.is_main),
         ) as bar:
             try:
                 while not self.is_complete():
@@ -142,11 +179,11 @@ class Loop:
 
     def close(self) -> None:
         """Ends the loader processes, which would wait for another epoch."""
-        del self.batches, self.held_out
+        del self.batches, self.validation_batches
         self.accelerator.free_memory()
 
     def say(self, sentence: str) -> None:
-        if self.main:
+        if self.is_main:
             tqdm.write(sentence)
 
     def is_complete(self) -> bool:
@@ -165,7 +202,7 @@ class Loop:
         if not self.history:
             return
         growth = self.recipe.size_in(epoch) / self.recipe.size_in(epoch - 1)
-        needed = self.history[-1]["seconds"] * growth**2 - self.seconds
+        needed = self.history[-1]["seconds"] * growth**2 - self.seconds_so_far
         late = torch.tensor(
             time.perf_counter() + needed - self.deadline,
             device=self.accelerator.device,
@@ -178,39 +215,49 @@ class Loop:
 
     def train_epoch(self, epoch: int, bar: tqdm) -> None:
         """What is left of one pass over the training faces."""
-        self.batches.set_epoch(epoch)
-        self.net.train()
+        self.ddp.train()
+        self.last_save = time.perf_counter()
+        self.epoch_began = self.last_save - self.seconds_so_far
         n = len(self.batches)
-        done = self.updates - epoch * n
+        for images, age, rows in self.batches_left(epoch):
+            self.update(images, age, rows)
+            bar.set_postfix(loss=f"{self.loss_sum / (self.updates - epoch * n):.2f}")
+            bar.update()
+            if self.updates % n:
+                self.watch_clock(epoch)
+
+    def batches_left(self, epoch: int) -> DataLoader:
+        """The epoch's batches without those that were learned before a resume."""
+        self.batches.set_epoch(epoch)
+        done = self.updates - epoch * len(self.batches)
         left = skip_first_batches(self.batches, done) if done else self.batches
         # the loader that skips has the first epoch's order, before accelerate 1.15
         left.set_epoch(epoch)
-        saved = time.perf_counter()
-        self.clock = saved - self.seconds
-        for images, age, rows in left:
-            self.update(images, age, rows)
-            bar.set_postfix(loss=f"{self.loss / (self.updates - epoch * n):.2f}")
-            bar.update()
-            now = time.perf_counter()
-            clocks = torch.tensor(
-                [now - saved, now - self.deadline], device=self.accelerator.device
+        return left
+
+    def watch_clock(self, epoch: int) -> None:
+        """Saves the state now and then; at the deadline, raises a TimeoutError."""
+        now = time.perf_counter()
+        clocks = torch.tensor(
+            [now - self.last_save, now - self.deadline], device=self.accelerator.device
+        )
+        unsaved, late = broadcast(clocks).tolist()
+        if unsaved > SECONDS_BETWEEN_SAVES or late > 0:
+            self.seconds_so_far = now - self.epoch_began
+            self.last_save = now
+            self.save_state()
+        if late > 0:
+            raise TimeoutError(
+                f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
+                "limit"
             )
-            unsaved, late = broadcast(clocks).tolist()
-            if self.updates % n and (unsaved > SECONDS_BETWEEN_SAVES or late > 0):
-                self.seconds, saved = now - self.clock, now
-                self.save_state()
-            if self.updates % n and late > 0:
-                raise TimeoutError(
-                    f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
-                    "limit"
-                )
 
     def update(
         self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
     ) -> None:
         """One step of the optimizer, with randomness that follows its number alone."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.updates)
-        total = self.add_gradients(images, age)
+        total = self.add_gradients(images, age, rows)
         value = self.accelerator.reduce(total, "mean").item()
         if not math.isfinite(value):
             files = self.batches.dataset.paths[rows.cpu()][:4]
@@ -222,25 +269,38 @@ class Loop:
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss += value
+        self.loss_sum += value
         self.updates += 1
         self.schedule.step_update(self.updates)
-        self.average.update(self.plain, self.updates)
+        self.ema.update(self.net, self.updates)
 
-    def add_gradients(self, images: torch.Tensor, age: torch.Tensor) -> torch.Tensor:
+    def add_gradients(
+        self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
         """The batch's mean loss, its gradients computed part by part."""
         total = torch.zeros((), device=images.device)
-        several = images.tensor_split(self.parts)
-        ages = age.tensor_split(self.parts)
-        for number, faces in enumerate(several):
+        n = self.micro_batches
+        parts = [batch.tensor_split(n) for batch in (images, age, rows)]
+        for number, part in enumerate(zip(*parts, strict=True), start=1):
             # the processes add their gradients up once, with the last part
-            last = number == len(several) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.net):
-                loss = age_loss(self.net(faces), ages[number], self.recipe)
-                loss = loss * (len(faces) / len(images))
+            last = number == n
+            with nullcontext() if last else self.accelerator.no_sync(self.ddp):
+                share = len(part[0]) / len(images)
+                loss = self.batch_loss(*part) * share
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def batch_loss(
+        self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean loss of images uint8 (faces, 3, size, size).
+
+        Args:
+            age: in years (faces,).
+            rows: of the training table (faces,), for losses that know more of a face.
+        """
+        return self.loss(self.ddp(images), age, self.recipe)
 
     def finish_epoch(self, epoch: int) -> None:
         """Judges the epoch, keeps it if it is the best, and tells about it.
@@ -248,21 +308,21 @@ class Loop:
         At the size that it learned: before it has seen larger faces, a network is years
         off on them. The model that is kept predicts at that size.
         """
-        self.held_out_faces.set_size(self.recipe.size_in(epoch))
+        self.validation_faces.set_size(self.recipe.size_in(epoch))
         predicted = self.predict_validation()
         val_mae = metrics.mae(predicted)
         best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
         row = {
             "epoch": epoch + 1,
-            "train_loss": self.loss / len(self.batches),
+            "train_loss": self.loss_sum / len(self.batches),
             "val_mae": val_mae,
             "lr": self.lr,
-            "seconds": time.perf_counter() - self.clock,
+            "seconds": time.perf_counter() - self.epoch_began,
         }
         self.history.append(row)
-        self.loss = self.seconds = 0.0
+        self.loss_sum = self.seconds_so_far = 0.0
         if best:
-            ema = self.average.module
+            ema = self.ema.module
             ema.scale.fill_(val_mae)
             if self.recipe.head == "regression":
                 # its intervals follow the error that is only now known
@@ -282,12 +342,12 @@ class Loop:
 
     def write_best(self, predicted: pd.DataFrame) -> None:
         """Keeps the averaged weights as they are, which made these predictions."""
-        if self.main:
-            model.save(self.average.module, self.learned(), self.folder / runs.MODEL)
+        if self.is_main:
+            model.save(self.ema.module, self.learned(), self.folder / runs.MODEL)
             files.write_csv(predicted, self.folder / runs.VALIDATION)
 
     def write_history(self) -> None:
-        if self.main:
+        if self.is_main:
             files.write_csv(pd.DataFrame(self.history), self.folder / runs.HISTORY)
 
     def learned(self) -> Recipe:
@@ -297,25 +357,25 @@ class Loop:
 
     def predict_validation(self) -> pd.DataFrame:
         """The validation table with predictions, the same in every process."""
-        for statistics in self.average.module.buffers():
+        for statistics in self.ema.module.buffers():
             # each process saw its own share of the faces
             broadcast(statistics)
         probabilities = predict.infer(
-            self.average.module,
-            self.held_out,
+            self.ema.module,
+            self.validation_batches,
             self.accelerator.device,
             self.accelerator.gather_for_metrics,
         )
-        return predict.decode(self.validation, probabilities)
+        return self.validation.assign(**read_off(probabilities))
 
     def save_state(self) -> None:
         """Saves all that a resume needs."""
-        if not self.main:
+        if not self.is_main:
             return
-        moments, numbers, counts = states.of_optimizer(self.optimizer, self.plain)
+        moments, numbers, counts = states.of_optimizer(self.optimizer, self.net)
         parts = {
-            "net": self.plain.state_dict(),
-            "ema": self.average.module.state_dict(),
+            "net": self.net.state_dict(),
+            "ema": self.ema.module.state_dict(),
             "best": self.best,
             "optimizer": moments,
         }
@@ -323,8 +383,8 @@ class Loop:
         position = {
             "updates": self.updates,
             "history": self.history,
-            "loss": self.loss,
-            "seconds": self.seconds,
+            "loss": self.loss_sum,
+            "seconds": self.seconds_so_far,
             "scaler": scaler.state_dict() if scaler else {},
             "numbers": numbers,
             "counts": counts,
@@ -333,14 +393,14 @@ class Loop:
 
     def newest_state(self) -> Path | None:
         """The state to go on from; where none is whole, the folder is set aside."""
-        if not self.main:
+        if not self.is_main:
             return None
         if not (states.saved(self.folder) or (self.folder / runs.MODEL).exists()):
             return None
         if state := states.newest(self.folder, self.check_state, self.say):
             return state
         aside = runs.set_aside(self.folder)
-        runs.claim(self.folder, self.recipe, self.training, self.validation)
+        runs.claim(self.folder, self.recipe, self.train_faces, self.validation)
         self.say(f"No saved state can go on: the run begins again. {aside} is kept.")
         return None
 
@@ -364,14 +424,14 @@ class Loop:
                 "to a folder on a disk that they share."
             )
         parts, position = states.read(self.state)
-        self.plain.load_state_dict(parts["net"])
-        self.average.module.load_state_dict(parts["ema"])
+        self.net.load_state_dict(parts["net"])
+        self.ema.module.load_state_dict(parts["ema"])
         self.best = dict(parts["best"])
         self.updates, self.history = position["updates"], position["history"]
-        self.loss, self.seconds = position["loss"], position["seconds"]
+        self.loss_sum, self.seconds_so_far = position["loss"], position["seconds"]
         states.into_optimizer(
             self.optimizer,
-            self.plain,
+            self.net,
             parts["optimizer"],
             position["numbers"],
             position["counts"],
@@ -381,7 +441,7 @@ class Loop:
         if scaler and position["scaler"]:
             scaler.load_state_dict(position["scaler"])
         self.mend_files()
-        if self.main:
+        if self.is_main:
             states.remove_others(self.state)
         done = len(self.history)
         if self.is_complete():
@@ -391,13 +451,13 @@ class Loop:
 
     def mend_files(self) -> None:
         """Makes the files of the best epoch again if one is missing or damaged."""
-        (whole,) = broadcast_object_list([self.main and self.files_are_whole()])
+        (whole,) = broadcast_object_list([self.is_main and self.files_are_whole()])
         if whole or not self.best:
             return
-        ema = self.average.module
+        ema = self.ema.module
         now = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
         ema.load_state_dict(self.best)
-        self.held_out_faces.set_size(self.learned().image_size)
+        self.validation_faces.set_size(self.learned().image_size)
         self.write_best(self.predict_validation())
         self.write_history()
         ema.load_state_dict(now)

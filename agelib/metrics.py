@@ -6,29 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-
-def require(table: pd.DataFrame, *columns: str) -> None:
-    """Raise a ValueError if a table is empty or lacks a column that is needed."""
-    for column in columns:
-        if column not in table:
-            raise ValueError(
-                f"The table has no column {column!r}, only {', '.join(table)}: add it."
-            )
-    if table.empty:
-        raise ValueError("The table is empty: pass at least one face.")
-
-
-def finite(table: pd.DataFrame, column: str) -> np.ndarray:
-    """One column as floats; a ValueError if `require` fails or one is not finite."""
-    require(table, column)
-    values = table[column].to_numpy(float, na_value=np.nan)
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise ValueError(
-            f"{column!r} is not finite in {bad.sum():,} of {len(table):,} rows, first "
-            f"in row {table.index[bad][0]}: drop these rows or fill them in."
-        )
-    return values
+from agelib.tables import finite
 
 
 def errors(table: pd.DataFrame) -> np.ndarray:
@@ -47,22 +25,8 @@ def mae(table: pd.DataFrame) -> float:
     return float(np.abs(errors(table)).mean())
 
 
-def mae_interval(
-    table: pd.DataFrame,
-    confidence: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean absolute error, in years.
-
-    One face alone has none (nan, nan). Source: Efron and Tibshirani, An Introduction
-    to the Bootstrap, chapter 13.
-    """
-    return _interval(errors(table), confidence, n_resamples, seed)
-
-
 def within(table: pd.DataFrame, years: float) -> float:
-    """Share of faces whose error is at most so many years.
+    """Share of faces whose error is at most `years`.
 
     The 'cumulative score' of Geng, Zhou and Smith-Miles (2007).
     """
@@ -151,20 +115,21 @@ def interval_coverage(table: pd.DataFrame) -> float:
     return float(((low <= age) & (age <= high)).mean())
 
 
-def _interval(
-    error: np.ndarray, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def _interval(error: np.ndarray) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of the mean absolute error.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    """
     if len(error) < 2:
         return np.nan, np.nan
     found = stats.bootstrap(
         (np.abs(error),),
         np.mean,
-        confidence_level=confidence,
-        n_resamples=n_resamples,
+        n_resamples=2000,
         # BCa compares every face with every other: 20,000 faces would need 3 GB
         method="percentile",
         batch=max(1, 2_000_000 // len(error)),
-        rng=seed,
+        rng=0,
     ).confidence_interval
     return float(found.low), float(found.high)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -17,20 +18,14 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from agelib import weights
+from agelib import ages, weights
 from agelib.files import replacing
 from agelib.recipe import Recipe, from_json
 from agelib.weights import pretrained_backbone
 
-N_AGES = 101
-
 
 class AgeModel(nn.Module):
-    """Faces in, a probability for each age 0..100 out.
-
-    A regression head is read as a Laplace distribution around its one number: least
-    absolute error is that distribution's maximum likelihood.
-    """
+    """Faces in, a probability for each age 0..100 out."""
 
     def __init__(self, backbone: nn.Module, mean: Sequence, std: Sequence):
         super().__init__()
@@ -45,10 +40,10 @@ class AgeModel(nn.Module):
         self.origin = "the network"
 
     def freeze(self, stages: int) -> None:
-        """Keeps the stem and so many stages, batch-norm statistics too, as they are.
+        """Keeps the stem and the first `stages` as they are, batch-norm statistics too.
 
         Raises:
-            ValueError: if there are not so many.
+            ValueError: if there are fewer.
         """
         if stages:
             groups = group_modules(
@@ -88,12 +83,16 @@ class AgeModel(nn.Module):
                 f"The answers of {self.origin} are not finite, so its weights are "
                 "spoiled: train again, or take another file."
             )
-        if outputs.shape[1] == N_AGES:
+        if outputs.shape[1] == ages.N_AGES:
             return outputs.softmax(1)
-        edges = torch.arange(N_AGES + 1, device=outputs.device) - 0.5
-        edges[0], edges[-1] = -torch.inf, torch.inf
-        centre = outputs.clamp(0, N_AGES - 1)
-        return torch.distributions.Laplace(centre, self.scale).cdf(edges).diff(dim=1)
+        return ages.laplace(outputs, self.scale)
+
+
+class Trained(NamedTuple):
+    """A model that has learned, and the recipe it learned by."""
+
+    model: AgeModel
+    recipe: Recipe
 
 
 def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
@@ -113,7 +112,7 @@ def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
             f"recipe {recipe.name!r}: image_size is {recipe.image_size}, but {name} "
             f"takes faces of {config.input_size[1]} pixels a side alone"
         )
-    outputs = N_AGES if recipe.head == "distribution" else 1
+    outputs = ages.N_AGES if recipe.head == "distribution" else 1
     make = pretrained_backbone if pretrained else timm.create_model
     backbone = make(name, num_classes=outputs, drop_rate=recipe.dropout)
     config = resolve_model_data_config(backbone)
@@ -156,7 +155,7 @@ def save(model: AgeModel, recipe: Recipe, path: Path, half: bool = False) -> Non
         save_file(tensors, unfinished, metadata)
 
 
-def load(path: Path) -> tuple[AgeModel, Recipe]:
+def load(path: Path) -> Trained:
     """The model of a file that `save` wrote, on the CPU in evaluation mode.
 
     Raises:
@@ -192,7 +191,7 @@ def load(path: Path) -> tuple[AgeModel, Recipe]:
                 "take another file."
             ) from error
     model.origin = str(path)
-    return model.eval(), recipe
+    return Trained(model.eval(), recipe)
 
 
 def _recipe_of(file: safe_open) -> Recipe:

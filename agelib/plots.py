@@ -4,7 +4,7 @@ Plots that need many axes make their own figure and return their array. A table 
 empty, lacks a column or holds a number that is not finite is a ValueError everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 
 import matplotlib.pyplot as plt
@@ -12,12 +12,14 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from agelib import metrics
+from agelib.tables import finite, require
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, RED, SKY = (PALETTE[i] for i in (0, 1, 3, 9))
@@ -39,19 +41,43 @@ def use_sharp_figures() -> None:
     formatters["image/jpeg"].for_type(Figure, _sharp)
 
 
-def _sharp(figure: Figure) -> tuple[bytes, dict[str, int]]:
+def _sharp(figure: Figure) -> tuple[bytes, dict[str, int | str]]:
     jpeg = BytesIO()
     options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 70}}
     figure.savefig(jpeg, format="jpeg", **options)
     width, height = Image.open(jpeg).size
-    return jpeg.getvalue(), {"width": width // 2, "height": height // 2}
+    told = {"width": width // 2, "height": height // 2, "alt": _message(figure)}
+    return jpeg.getvalue(), told
+
+
+def _message(figure: Figure, longest: int = 12) -> str:
+    """A figure's words, for who can't see it: its titles, or what it has instead."""
+    said = [words for ax in figure.axes if (words := _words(ax))]
+    if len(said) > longest:
+        said[longest:] = [f"and {len(said) - longest} more"]
+    pictures = sum(bool(ax.images) for ax in figure.axes)
+    kind = {0: "", 1: "a picture"}.get(pictures, f"{pictures} pictures")
+    said = [figure.get_suptitle(), kind, *said, *map(_labels, figure.legends)]
+    return "; ".join(filter(None, said))
+
+
+def _words(ax: Axes) -> str:
+    x, y = ax.get_xlabel(), ax.get_ylabel()
+    texts = "; ".join(text.get_text() for text in ax.texts)
+    words = ax.get_title() or (f"{y} by {x}" if x and y else x or y or texts)
+    legend = ax.get_legend()
+    return words.replace("\n", ": ") + (f" ({_labels(legend)})" if legend else "")
+
+
+def _labels(legend: Legend) -> str:
+    return ", ".join(text.get_text() for text in legend.get_texts())
 
 
 def age_histogram(
     table: DataFrame, highlight: int = 26, ax: Axes | None = None
 ) -> Axes:
     """Faces of each year of age; `highlight` and the multiples of five stand out."""
-    age = np.floor(metrics.finite(table, "age"))
+    age = np.floor(finite(table, "age"))
     colours = {f"{highlight}": RED, "multiples of five": ORANGE, "other ages": BLUE}
     one, five, other = colours
     kind = np.select([age == highlight, age % 5 == 0], [one, five], other)
@@ -73,7 +99,7 @@ def quality_histograms(measured: DataFrame) -> np.ndarray:
     axes = grid(1, 3, (10, 3))[0]
     for ax, (name, unit) in zip(axes, units.items(), strict=True):
         # a flat picture has no sharpness, and zero no logarithm
-        values, log = metrics.finite(measured, name).clip(0.1), name == "sharpness"
+        values, log = finite(measured, name).clip(0.1), name == "sharpness"
         sns.histplot(x=values, log_scale=log, bins=40, color=BLUE, alpha=1, ax=ax)
         dress(ax, f"{name}, median {np.median(values):.0f}", unit, "faces")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -146,8 +172,8 @@ def bias_by_age(table: DataFrame, width: int = 10, ax: Axes | None = None) -> Ax
 def cumulative_score(
     tables: Mapping[str, DataFrame], ax: Axes | None = None, max_years: int = 15
 ) -> Axes:
-    """Share of faces predicted within so many years, one line a predictor."""
-    ax = dress(ax, "Faces within so many years", "error at most, years", "faces, %")
+    """Share of faces predicted within k years of their age, one line a predictor."""
+    ax = dress(ax, "Share of faces within k years", "k, years", "faces, %")
     ax.set_prop_cycle(color=[BLUE, RED, ORANGE, *PALETTE[4:]])
     years = range(max_years + 1)
     for name, table in tables.items():
@@ -159,10 +185,62 @@ def cumulative_score(
     return ax
 
 
+def beside(
+    plot: Callable[..., Axes], tables: Mapping[str, DataFrame], size=(10, 4.5)
+) -> np.ndarray:
+    """One of these plots of several tables, side by side, each under its name."""
+    axes = grid(1, len(tables), size, sharey=True)[0]
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        plot(table, ax=ax)
+        ax.set_title(f"{name}\n{ax.get_title()}")
+        ax.tick_params("y", labelleft=True)
+    return axes
+
+
+def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
+    """The difference that each change makes, with its interval; below zero is better.
+
+    Blue is better than nothing changed, red worse, grey may be chance.
+
+    Args:
+        table: as `results.ablation` gives it: `group`, `change`, `seeds`,
+            `difference`, `low`, `high`, in years.
+    """
+    require(table, "group", "change", "seeds", "difference", "low", "high")
+    groups = list(dict.fromkeys(table["group"]))
+    ax = dress(
+        ax, "What one changed choice is worth", "", "", (9, 1 + 0.26 * len(table))
+    )
+    y = np.arange(len(table)) + 1.2 * table["group"].map(groups.index).to_numpy()
+    better, worse = table["high"] < 0, table["low"] > 0
+    colours = {BLUE: better, RED: worse, "0.5": ~better & ~worse}
+    for colour, rows in colours.items():
+        some = table[rows]
+        reach = np.abs(some[["low", "high"]].sub(some["difference"], axis=0)).T
+        style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4}
+        ax.errorbar(some["difference"], y[rows], xerr=reach.to_numpy(), **style)
+    for group in groups:
+        first = y[(table["group"] == group).to_numpy()].min()
+        ax.text(
+            -0.02,
+            first - 0.95,
+            group,
+            transform=ax.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            weight="bold",
+            size="small",
+        )
+    ax.axvline(0, color="0.3", lw=1)
+    ax.set_yticks(y, table["change"], size="small")
+    ax.set(ylim=(y.max() + 0.8, -1.5), xlabel="difference of the error, years")
+    return ax
+
+
 def history_curves(history: DataFrame) -> np.ndarray:
     """Training loss, validation error with its best epoch, learning rate, by epoch."""
     units = {"train_loss": "loss", "val_mae": "MAE, years", "lr": "learning rate"}
-    metrics.require(history, "epoch", *units)
+    require(history, "epoch", *units)
     best = history.loc[history["val_mae"].idxmin()]
     found = f"Best: {best.val_mae:.2f} years, epoch {best.epoch:.0f}"
     titles = "Training loss", found, "Learning rate"
@@ -179,7 +257,7 @@ def prediction_histogram(
     table: DataFrame, train_table: DataFrame, ax: Axes | None = None
 ) -> Axes:
     """Predicted ages beside the ages of the training faces, as shares of each."""
-    true, pred = metrics.finite(train_table, "age"), metrics.finite(table, "pred_age")
+    true, pred = finite(train_table, "age"), finite(table, "pred_age")
     ages = {f"training ({len(true):,})": true, f"predicted ({len(pred):,})": pred}
     ax = dress(ax, "Predicted beside training ages", "", "", (7, 3.5))
     style = {"multiple": "dodge", "palette": [ORANGE, BLUE], "edgecolor": "white"}
@@ -195,7 +273,7 @@ def prediction_histogram(
 
 
 def grid(rows: int, columns: int, size: tuple, **options) -> np.ndarray:
-    """New axes (rows, columns) on a figure of so many inches."""
+    """New axes (rows, columns) on a figure of `size` inches."""
     options |= {"figsize": size, "squeeze": False, "layout": "constrained"}
     return plt.subplots(rows, columns, **options)[1]
 
@@ -220,5 +298,5 @@ def _dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _reach(rows: DataFrame) -> np.ndarray:
-    metrics.require(rows, "faces", "mae", "low", "high")
+    require(rows, "faces", "mae", "low", "high")
     return rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T

@@ -8,12 +8,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from agelib import data, env, files, loading
-from agelib.metrics import require
-from agelib.model import N_AGES, AgeModel, folded
-from agelib.recipe import Recipe
-
-Trained = tuple[AgeModel, Recipe]
+from agelib import data, files, hardware, loading
+from agelib.ages import N_AGES, read_off
+from agelib.model import AgeModel, Trained, folded
+from agelib.tables import require
 
 
 def predict(
@@ -27,10 +25,10 @@ def predict(
         views: how many of `loading.VIEWS` of each face to average; by default as many
             as the recipe says.
     Raises:
-        ValueError: if the table is empty, an image can't be read, or there are not so
-            many views.
+        ValueError: if the table is empty, an image can't be read, or there are fewer
+            views.
     """
-    return decode(table, distributions(trained, table, views))
+    return table.assign(**read_off(distributions(trained, table, views)))
 
 
 def distributions(
@@ -39,15 +37,15 @@ def distributions(
     """The predicted probability of each age 0..100: float32 (faces, 101)."""
     if table.empty:
         raise ValueError("There are no faces to predict: the table is empty.")
-    env.keep_freed_memory()
-    several = [trained] if isinstance(trained[0], AgeModel) else trained
-    device = env.device()
+    hardware.keep_freed_memory()
+    several = [trained] if isinstance(trained, Trained) else trained
+    device = hardware.device()
     total = np.zeros((len(table), N_AGES), dtype=np.float32)
     for model, recipe in several:
         model.to(device).eval()
-        several_views = recipe.views_at_test if views is None else views
-        faces = loading.Faces(table, recipe.image_size, views=several_views)
-        batches = loading.loader(faces, 64, env.workers(device))
+        n = recipe.views_at_test if views is None else views
+        faces = loading.Faces(table, recipe.image_size, views=n)
+        batches = loading.loader(faces, 64, hardware.workers(device))
         bar = tqdm(batches, "predicting", delay=2, leave=False)
         total += infer(model, bar, device)
     return total / len(several)
@@ -58,14 +56,15 @@ def infer(
     model: AgeModel,
     batches: Iterable,
     device: torch.device,
-    gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda shared: shared,
 ) -> np.ndarray:
     """Probabilities float32 (faces, 101) of a loader's faces, in the loader's order.
 
     Args:
         gather: makes a batch whole that several processes share.
     """
-    rows, model = [], folded(model)
+    rows = []
+    model = folded(model)
     precision = torch.float16 if device.type == "cuda" else None
     for images, _, _ in batches:
         images = images.to(device, non_blocking=True)
@@ -75,33 +74,6 @@ def infer(
         probabilities = probabilities.unflatten(0, images.shape[:2]).mean(1)
         rows.append(gather(probabilities).cpu())
     return torch.cat(rows).numpy()
-
-
-def decode(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Adds `pred_age`, the median, and the 5% and 95% quantiles `low` and `high`.
-
-    The median is the number with the least expected absolute error.
-
-    Args:
-        probabilities: (faces, 101), row for row the table's.
-    """
-    low, median, high = (quantile(probabilities, q) for q in (0.05, 0.5, 0.95))
-    return table.assign(pred_age=median, low=low, high=high)
-
-
-def quantile(probabilities: np.ndarray, q: float) -> np.ndarray:
-    """The age (faces,) below which a share q of each row of (faces, 101) lies.
-
-    The share of age k is spread evenly over k - 0.5 to k + 0.5, so that quantiles are
-    not whole numbers.
-    """
-    below = probabilities.cumsum(axis=1, dtype=np.float64)
-    below /= below[:, -1:]
-    age = (below < q).sum(axis=1)
-    row = np.arange(len(below))
-    before = np.where(age > 0, below[row, age - 1], 0.0)
-    inside = (q - before) / (below[row, age] - before)
-    return (age - 0.5 + inside).clip(0, N_AGES - 1)
 
 
 def write_submission(table: pd.DataFrame, template: Path, path: Path) -> pd.DataFrame:

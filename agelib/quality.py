@@ -9,8 +9,9 @@ from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 from tqdm.contrib.concurrent import thread_map
 
+from agelib import metrics
 from agelib.images import read_image
-from agelib.metrics import require
+from agelib.tables import require
 
 # Mean distance of the chroma from grey, in 8-bit steps. Of 23,290 faces 602 have none
 # at all and 104 more less than 2: black and white photos with JPEG noise or a faint
@@ -121,6 +122,51 @@ def near_duplicates(table: pd.DataFrame, max_distance: int = 40) -> pd.DataFrame
     )
     pairs.insert(0, "distance", np.rint(graph.data[pair] ** 2).astype(int))
     return pairs.sort_values("distance", kind="stable", ignore_index=True)
+
+
+def census(
+    measured: pd.DataFrame, test_faces: pd.DataFrame, pairs: pd.DataFrame
+) -> pd.Series:
+    """What is worth knowing about a dataset, a number a row.
+
+    Args:
+        measured: the training faces, as `measure` returns them.
+        test_faces: columns `path` and `digest`; may be empty.
+        pairs: what `near_duplicates` found among both, with a column `part` that says
+            "train" or "test".
+    """
+    age, grey = measured["age"], measured["grayscale"]
+    both = [measured.assign(part="train"), test_faces.assign(part="test")]
+    copies = exact_duplicates(pd.concat(both))
+    sides = copies.groupby("group")["part"].nunique()
+    groups = label_disagreement(measured)
+    differ = groups[groups["spread"] > 0]
+    return pd.Series(
+        {
+            "training faces": len(measured),
+            "test faces": len(test_faces),
+            "a quarter is younger than": age.quantile(0.25),
+            "half are younger than": age.quantile(0.5),
+            "three quarters are younger than": age.quantile(0.75),
+            "% aged 26": 100 * (age == 26).mean(),
+            "% in black and white": 100 * grey.mean(),
+            "median age in black and white": age[grey].median(),
+            "median age in colour": age[~grey].median(),
+            "files with an exact copy": len(copies),
+            "groups of copies across train and test": (sides > 1).sum(),
+            "groups of copies in train": len(groups),
+            "of these, groups whose ages differ": len(differ),
+            "by how many years, on average": differ["spread"].mean(),
+            "least error on copies, years": groups["deviation"].mean(),
+            "near copies, pairs": len(pairs),
+            "of these, across train and test": (
+                pairs["part_a"] != pairs["part_b"]
+            ).sum(),
+            "error of the constant, years": metrics.constant_mae(measured, measured),
+        },
+        name="value",
+        dtype=float,
+    ).rename_axis("measure")
 
 
 def _hash_one(path: str) -> np.ndarray:

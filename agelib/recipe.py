@@ -3,7 +3,7 @@
 import json
 import os
 import reprlib
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 import pandas as pd
 import torch
@@ -65,11 +65,11 @@ class Recipe:
     backbone: str
     image_size: int
     epochs: int
-    # fewer, if so many in a row are no better than the best before them
+    # it ends early once this many in a row are no better than the best; 0: never
     patience: int = 0
     # faces are learned at this size at first, growing to image_size by the last epoch
     first_size: int = 0
-    # the stem and so many stages keep their ImageNet weights: no gradients, less time
+    # the stem and this many stages keep their ImageNet weights: no gradients, less time
     frozen_stages: int = 0
     dropout: float = 0.0
     batch_size: int = 64
@@ -92,9 +92,9 @@ class Recipe:
     light: float = 0.2
     grayscale: float = 0.1
     erasing: float = 0.0
-    # so many views of a face are predicted and averaged
+    # how many views of a face are predicted, and averaged
     views_at_test: int = 3
-    # one of so many folds is held out for validation
+    # one of this many folds is held out for validation
     folds: int = 10
     seed: int = 0
 
@@ -303,5 +303,13 @@ def default(n_faces: int, device: torch.device) -> Recipe:
 def compare(*recipes: Recipe) -> pd.DataFrame:
     """The recipes side by side: one row a choice, one column a recipe."""
     choices = [field.name for field in fields(Recipe) if field.name != "name"]
-    columns = {r.name: [str(asdict(r)[c]) for c in choices] for r in recipes}
+    columns = {r.name: [_told(r, choice) for choice in choices] for r in recipes}
     return pd.DataFrame(columns, index=pd.Index(choices, name="choice"))
+
+
+def _told(recipe: Recipe, choice: str) -> str:
+    """A choice as text; empty where another choice makes it meaningless."""
+    needs = {"label_std": "distribution", "l1_weight": "distribution"}
+    needs["step_epochs"] = "step"
+    used = needs.get(choice) in (None, recipe.head, recipe.schedule)
+    return str(getattr(recipe, choice)) if used else ""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, count
@@ -15,7 +15,9 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from agelib import data, env, files, states, tables
+from agelib import data, env, files, model, predict, results, states, tables
+from agelib.ages import age_loss
+from agelib.model import Trained
 from agelib.recipe import Recipe, from_dict
 from agelib.weights import printable
 
@@ -93,9 +95,8 @@ def _is_of(run: Path, faces: pd.DataFrame, recipe: Recipe | None = None) -> bool
 
 def _sides(faces: pd.DataFrame, recipe: Recipe) -> tuple[str, str]:
     """Fingerprints of the faces that the recipe learns and of those it holds out."""
-    folds = data.split(faces, recipe.folds)
-    held_out = folds["fold"] == 0
-    return _fingerprint(folds[~held_out]), _fingerprint(folds[held_out])
+    train_faces, validation = data.hold_out(faces, recipe.folds)
+    return _fingerprint(train_faces), _fingerprint(validation)
 
 
 def _copy(attached: Path, run: Path) -> None:
@@ -140,12 +141,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def claim(
-    folder: Path, recipe: Recipe, train: pd.DataFrame, validation: pd.DataFrame
+    folder: Path,
+    recipe: Recipe,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    loss: Callable = age_loss,
 ) -> None:
     """Notes in `recipe.json` whose run the folder holds; makes the folder.
 
     Raises:
-        ValueError: if it holds a run of another recipe or of other faces.
+        ValueError: if it holds a run of another recipe, of other faces or with another
+            loss.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,14 +164,12 @@ def claim(
     ours = asdict(recipe) | {
         "training_faces": _fingerprint(train),
         "validation_faces": _fingerprint(validation),
+        "loss": getattr(loss, "__name__", type(loss).__name__),
     }
     if not path.exists():
         files.write_text(json.dumps(ours, indent=2) + "\n", path)
-    found, (training_faces, validation_faces) = read(folder)
-    theirs = asdict(found) | {
-        "training_faces": training_faces,
-        "validation_faces": validation_faces,
-    }
+    found, others = _noted(folder)
+    theirs = asdict(found) | others
     for choice, value in ours.items():
         if theirs[choice] != value:
             raise ValueError(
@@ -184,11 +188,20 @@ def read(folder: Path) -> tuple[Recipe, tuple[str, str]]:
     Raises:
         FileNotFoundError, OSError, ValueError: if `recipe.json` does not tell them.
     """
+    recipe, others = _noted(folder)
+    return recipe, (others["training_faces"], others["validation_faces"])
+
+
+def _noted(folder: Path) -> tuple[Recipe, dict[str, str]]:
+    """The recipe in a run's `recipe.json`, and what else it says of the run."""
     path = folder / RECIPE
     try:
         noted = json.loads(files.read_text(path))
-        faces = noted.pop("training_faces"), noted.pop("validation_faces")
-        return from_dict(noted), faces
+        # before runs had a loss of their own, they did not note it
+        others = {"loss": noted.pop("loss", age_loss.__name__)}
+        for side in ("training_faces", "validation_faces"):
+            others[side] = noted.pop(side)
+        return from_dict(noted), others
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} does not tell whose run this is ({error}): rename {folder}, or "
@@ -228,6 +241,24 @@ def validation(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
             "anew."
         )
     return table
+
+
+def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
+    """A trained network, and what it predicts of faces that it has not learned from.
+
+    Args:
+        run: a run's folder, which holds both; or a checkpoint alone. The shipped one
+            is judged on the competition's faces that it held out where they are at
+            hand, any checkpoint else on all faces, which should be new to it.
+        faces: all labelled faces, as `data.read_train` gives them.
+    Raises:
+        FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
+    """
+    if run.is_dir():
+        return model.load(run / MODEL), validation(run, faces)
+    trained = model.load(run)
+    held_out = faces["digest"].isin(results.held_out())
+    return trained, predict.predict(trained, faces[held_out | ~held_out.any()])
 
 
 def _fingerprint(table: pd.DataFrame) -> str:

@@ -146,7 +146,7 @@ def check(
     steps: int,
     epochs: int,
 ) -> None:
-    """Whether a state is of this network, this optimizer and so many steps and epochs.
+    """Whether a state is of this network and optimizer, and of their steps and epochs.
 
     Args:
         optimizer: one of the network's, which makes a step of no length.

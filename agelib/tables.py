@@ -1,4 +1,4 @@
-"""One reader for every table from a file: all values as text, each row by its line."""
+"""Tables: one reader for all that come from a file, and checks of what flows."""
 
 import io
 from collections import Counter
@@ -102,6 +102,30 @@ def at(values: pd.Series) -> str:
     """The line of the first value, and how many there are besides."""
     more = f" (and {len(values) - 1:,} more)" if len(values) > 1 else ""
     return f"line {values.index[0]}{more}"
+
+
+def require(table: pd.DataFrame, *columns: str) -> None:
+    """Raise a ValueError if a table is empty or lacks a column that is needed."""
+    for column in columns:
+        if column not in table:
+            raise ValueError(
+                f"The table has no column {column!r}, only {', '.join(table)}: add it."
+            )
+    if table.empty:
+        raise ValueError("The table is empty: pass at least one face.")
+
+
+def finite(table: pd.DataFrame, column: str) -> np.ndarray:
+    """One column as floats; a ValueError if `require` fails or one is not finite."""
+    require(table, column)
+    values = table[column].to_numpy(float, na_value=np.nan)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{column!r} is not finite in {bad.sum():,} of {len(table):,} rows, first "
+            f"in row {table.index[bad][0]}: drop these rows or fill them in."
+        )
+    return values
 
 
 def _text(csv: Path, columns: tuple[str, ...]) -> str:

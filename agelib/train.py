@@ -10,7 +10,9 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +21,10 @@ from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from agelib import data, env, model, recipe, runs
+from agelib import data, env, hardware, model, runs
+from agelib.ages import age_loss
 from agelib.loop import Loop
-from agelib.recipe import Recipe
+from agelib.recipe import Recipe, default
 
 
 def fit(
@@ -33,6 +36,8 @@ def fit(
     processes: int = 1,
     time_limit: float = math.inf,
     start: Path | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor, Recipe], torch.Tensor] = age_loss,
+    loop: type[Loop] = Loop,
 ) -> pd.DataFrame:
     """Trains the recipe and keeps the epoch with the least validation error.
 
@@ -57,6 +62,10 @@ def fit(
             of the limit, at most ten minutes, is left for what follows the training.
         start: a model that `model.save` wrote, of the same kind of network, whose
             weights a run begins with in place of ImageNet's.
+        loss: a loss of one's own in place of `ages.age_loss`, called as that is. Its
+            name is noted in `recipe.json`: a run goes on with the loss it began with.
+        loop: a `Loop` with other methods, for what neither the recipe nor a loss can
+            change.
     Returns:
         The history, one row an epoch: `epoch` from 1, `train_loss`, `val_mae` in years,
         `lr`, `seconds`.
@@ -80,31 +89,44 @@ def fit(
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     share = recipe.batch_size // (processes * launched)
     # progress bars are widgets of the notebook's own process
-    bar, parts = processes == 1, 1
+    bar = processes == 1
+    micro_batches = 1
     weights = _weights(start, recipe) if start else None
     while True:
-        options = {"fresh": fresh, "bar": bar, "parts": parts, "deadline": deadline}
-        run = recipe, train, validation, folder, options | {"start": weights}
+        create = partial(
+            loop,
+            recipe,
+            train,
+            validation,
+            folder,
+            loss=loss,
+            fresh=fresh,
+            bar=bar,
+            micro_batches=micro_batches,
+            deadline=deadline,
+            start=weights,
+        )
         try:
             if processes == 1:
-                return _run(*run)
+                return _run(create, recipe, folder)
             # an earlier fit of this process left its state of one process
             AcceleratorState._reset_state(True)
+            run = create, recipe, folder
             notebook_launcher(_run, run, num_processes=processes)
             return pd.read_csv(folder / runs.HISTORY)
         except RuntimeError as error:
-            parts *= 2
+            micro_batches *= 2
             # one of several that a launcher started can't try again by itself, and
             # batch norm can't do with one face
-            again = launched == 1 and parts <= share // 2
+            again = launched == 1 and micro_batches <= share // 2
             if not (again and should_reduce_batch_size(error)):
                 raise
         # outside of the except clause, for the error holds on to the memory
         clear_device_cache(garbage_collection=True)
         fresh = False
         print(
-            f"Out of memory: going on with each batch in {parts} parts of at most "
-            f"{-(-share // parts)} faces."
+            f"Out of memory: going on with each batch in {micro_batches} parts of at "
+            f"most {-(-share // micro_batches)} faces."
         )
 
 
@@ -117,13 +139,7 @@ def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def _run(
-    recipe: Recipe,
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    folder: Path,
-    options: dict,
-) -> pd.DataFrame:
+def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFrame:
     # of several processes the first keeps other trainings out
     alone = os.environ.get("RANK", "0") == "0"
     with (
@@ -131,7 +147,7 @@ def _run(
         torch.random.fork_rng(),
     ):
         torch.manual_seed(recipe.seed)
-        loop = Loop(recipe, train, validation, folder, **options)
+        loop = create()
         try:
             return loop.run()
         finally:
@@ -143,14 +159,13 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="start over")
     asked = parser.parse_args()
     faces = data.read_train(env.data_folder())
-    chosen = recipe.default(len(faces), env.device())
-    faces = data.split(faces, chosen.folds)
-    held_out = faces["fold"] == 0
-    folder = runs.folder(chosen, faces.drop(columns="fold"))
+    chosen = default(len(faces), hardware.device())
+    folder = runs.folder(chosen, faces)
+    train_faces, validation = data.hold_out(faces, chosen.folds)
     fit(
         chosen,
-        faces[~held_out],
-        faces[held_out],
+        train_faces,
+        validation,
         folder,
         asked.fresh,
         time_limit=env.time_limit_hours(),

@@ -1,6 +1,7 @@
 """Small datasets and models that the tests share."""
 
 import dataclasses
+import gc
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from agelib import data
+from agelib import data, model
+from agelib.loop import Loop
 from agelib.recipe import Recipe
 
 matplotlib.use("Agg")
@@ -25,6 +27,34 @@ TINY = Recipe(
 
 # tiny networks gain nothing from more, and on a busy machine they wait for each other
 torch.set_num_threads(1)
+# a training ends with a collection of garbage, which needs half a second to pass by all
+# that was imported
+gc.freeze()
+
+
+def photos(n: int, size: int = 32) -> torch.Tensor:
+    """Noise for a network, uint8 (n, 3, size, size), the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, size, size), generator=generator).byte()
+
+
+def untrained(recipe: Recipe = TINY, seed: int = 0) -> model.AgeModel:
+    """The recipe's network with weights that follow the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model.create(recipe, pretrained=False).eval()
+
+
+def stopping(step: int, error: BaseException) -> type[Loop]:
+    """A training that raises an error as a step begins."""
+
+    class Stopping(Loop):
+        def update(self, *batch: torch.Tensor) -> None:
+            if self.updates == step:
+                raise error
+            super().update(*batch)
+
+    return Stopping
 
 
 def write_faces(folder: Path, ages: list[int]) -> list[str]:
@@ -38,10 +68,8 @@ def write_faces(folder: Path, ages: list[int]) -> list[str]:
     return names
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def write_dataset(folder: Path) -> Path:
     """40 labelled and 5 unlabelled faces in the competition's layout."""
-    folder = tmp_path / "faces"
     ages = [1 + 2 * i for i in range(40)]
     names = write_faces(folder / "train", ages)
     pd.DataFrame({"file_id": names, "age": ages}).to_csv(
@@ -54,20 +82,29 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
+def write_weights(folder: Path) -> Path:
+    """A file of 'pretrained' weights for TINY."""
+    folder.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = timm.create_model(TINY.backbone)
+    save_file(backbone.state_dict(), folder / f"{TINY.backbone}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "faces")
+
+
 @pytest.fixture
 def tables(dataset: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The dataset's training and validation tables."""
-    table = data.split(data.read_train(dataset), folds=4)
-    held_out = table["fold"] == 0
-    return table[~held_out], table[held_out]
+    return data.hold_out(data.read_train(dataset), folds=4)
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe of seconds, its 'pretrained' weights in a local file."""
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    backbone = timm.create_model(TINY.backbone)
-    save_file(backbone.state_dict(), weights / f"{TINY.backbone}.safetensors")
-    monkeypatch.setenv("AGELIB_WEIGHTS", str(weights))
+    monkeypatch.setenv("AGELIB_WEIGHTS", str(write_weights(tmp_path / "weights")))
     return dataclasses.replace(TINY)

@@ -12,41 +12,35 @@ from pathlib import Path
 
 from timm.utils.model import freeze_batch_norm_2d
 
-from agelib import data, loop, model, train
+from agelib import data, model, train
+from agelib.loop import Loop
 from tests.conftest import TINY
 
 
 def main(faces: Path, run: Path, frozen: bool) -> None:
-    table = data.split(data.read_train(faces), folds=4)
-    held_out = table["fold"] == 0
-    seen, update, create = [], loop.Loop.update, model.create
+    seen, loops, create = [], [], model.create
 
-    def noted(self, images, age, rows):
-        seen.append(rows.tolist())
-        update(self, images, age, rows)
+    class Noting(Loop):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            loops.append(self)
+
+        def update(self, images, age, rows):
+            seen.append(rows.tolist())
+            super().update(images, age, rows)
 
     def create_frozen(*given, **options):
         made = create(*given, **options)
         made.backbone = freeze_batch_norm_2d(made.backbone)
         return made
 
-    loop.Loop.update = noted
     if frozen:
         model.create = create_frozen
-    loops = []
-    loop.Loop.__init__ = remembering(loop.Loop.__init__, loops)
-    history = train.fit(TINY, table[~held_out], table[held_out], run)
+    tables = data.hold_out(data.read_train(faces), folds=4)
+    history = train.fit(TINY, *tables, run, loop=Noting)
     process = loops[0].accelerator.process_index
     report = {"rows": seen, "history": history.to_dict("list")}
     (run / f"report-{process}.json").write_text(json.dumps(report))
-
-
-def remembering(init, loops: list):
-    def remember(self, *given, **options):
-        init(self, *given, **options)
-        loops.append(self)
-
-    return remember
 
 
 if __name__ == "__main__":

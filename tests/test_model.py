@@ -12,17 +12,13 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from agelib import model, recipe
-from tests.conftest import TINY
-
-
-def photos(n: int, size: int = 32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n, 3, size, size), generator=generator).byte()
+from tests import conftest
+from tests.conftest import TINY, photos
 
 
 @pytest.fixture
 def untrained():
-    return model.create(TINY, pretrained=False).eval()
+    return conftest.untrained()
 
 
 @torch.no_grad()
@@ -36,7 +32,7 @@ def test_a_distribution_head_gives_the_softmax_of_its_logits(untrained):
 
 @torch.no_grad()
 def test_a_regression_head_is_a_laplace_distribution_around_its_number():
-    regression = model.create(replace(TINY, head="regression"), pretrained=False).eval()
+    regression = conftest.untrained(replace(TINY, head="regression"))
     regression.scale.fill_(4.0)
     regression.backbone.classifier.bias.data.fill_(30.0)
     regression.backbone.classifier.weight.data.zero_()
@@ -80,8 +76,8 @@ def test_a_model_saved_by_halves_takes_half_and_predicts_nearly_the_same(
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     again, _ = model.load(half)
     assert all(p.dtype == torch.float32 for p in again.parameters())
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    difference = again.probabilities(images) - untrained.eval().probabilities(images)
+    images = photos(4)
+    difference = again.probabilities(images) - untrained.probabilities(images)
     assert 0 < difference.abs().max() < 1e-3
 
 
@@ -321,7 +317,7 @@ def test_frozen_stages_learn_nothing_and_the_others_do(tiny):
     optimizer = torch.optim.SGD(
         [p for p in made.parameters() if p.requires_grad], lr=0.1
     )
-    made(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).sum().backward()
+    made(photos(4)).sum().backward()
     optimizer.step()
     changed = {
         k.split(".")[0] + "." + k.split(".")[1]
@@ -336,7 +332,7 @@ def test_frozen_stages_learn_nothing_and_the_others_do(tiny):
 
 def test_dropout_silences_outputs_in_training_only(tiny):
     made = model.create(replace(tiny, dropout=0.5))
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    images = photos(2)
     made.eval()
     assert torch.equal(made(images), made(images))
     made.train()

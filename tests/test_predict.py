@@ -7,59 +7,28 @@ import pytest
 import torch
 
 from agelib import data, loading, model, predict
-from tests.conftest import TINY
-
-
-def spread(**shares: float) -> np.ndarray:
-    """One row of probabilities: spread(p30=0.25) puts a quarter on the age 30."""
-    row = np.zeros((1, 101), dtype=np.float32)
-    for age, share in shares.items():
-        row[0, int(age[1:])] = share
-    return row
-
-
-@pytest.mark.parametrize(
-    ("row", "q", "age"),
-    [
-        (spread(p30=1), 0.5, 30.0),
-        (spread(p30=1), 0.05, 29.55),
-        (spread(p10=0.5, p50=0.5), 0.5, 10.5),
-        (spread(p10=0.25, p50=0.75), 0.5, 49.5 + 1 / 3),
-        (spread(p0=1), 0.5, 0.0),
-        (spread(p100=1), 0.95, 100.0),
-    ],
-)
-def test_quantiles_spread_each_age_over_its_year(row, q, age):
-    assert predict.quantile(row, q) == pytest.approx([age], abs=1e-6)
-
-
-def test_decode_adds_the_median_and_the_90_percent_interval():
-    uniform = np.full((1, 101), 1 / 101)
-    table = predict.decode(pd.DataFrame({"file_id": ["a"]}), uniform)
-    assert table["pred_age"][0] == pytest.approx(50)
-    assert table["low"][0] == pytest.approx(0.05 * 101 - 0.5)
-    assert table["high"][0] == pytest.approx(0.95 * 101 - 0.5)
+from agelib.model import Trained
+from tests.conftest import TINY, photos, untrained
 
 
 @pytest.fixture
 def trained(dataset):
-    torch.manual_seed(0)
-    network = model.create(TINY, pretrained=False)
+    network, generator = untrained(), torch.Generator().manual_seed(0)
     for norm in network.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             # as training leaves them; new ones do nothing
             for numbers in (norm.weight, norm.bias, norm.running_mean):
-                torch.nn.init.normal_(numbers, mean=0.5, std=0.5)
-            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
-    return network.eval(), TINY
+                torch.nn.init.normal_(numbers, 0.5, 0.5, generator)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2, generator)
+    return Trained(network, TINY)
 
 
-def by_hand(trained, table: pd.DataFrame, views: int) -> np.ndarray:
+def by_hand(trained: Trained, table: pd.DataFrame, views: int) -> np.ndarray:
     """One view of a face at a time, without any of predict's code."""
     rows = []
     for images, _, _ in loading.Faces(table, TINY.image_size, views=views):
         with torch.no_grad():
-            seen = [trained[0](image[None])[0].softmax(0) for image in images]
+            seen = [trained.model(image[None])[0].softmax(0) for image in images]
         rows.append((sum(seen) / views).numpy())
     return np.stack(rows)
 
@@ -87,8 +56,7 @@ def test_prediction_folds_batch_norms_into_convolutions_of_a_copy(trained, datas
 @torch.no_grad()
 def test_a_network_of_another_family_is_predicted_as_it_is():
     other = replace(TINY, backbone="test_resnet.r160_in1k")
-    network = model.create(other, pretrained=False).eval()
-    faces = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    network, faces = untrained(other), photos(2)
     torch.testing.assert_close(
         model.folded(network).probabilities(faces), network.probabilities(faces)
     )
@@ -96,16 +64,14 @@ def test_a_network_of_another_family_is_predicted_as_it_is():
 
 def test_the_recipe_decides_on_the_views_unless_told(trained, dataset):
     table = data.read_test(dataset)
-    network, chosen = trained
-    other = network, replace(chosen, views_at_test=2)
+    other = trained._replace(recipe=replace(TINY, views_at_test=2))
     np.testing.assert_array_equal(
         predict.distributions(other, table), predict.distributions(trained, table, 2)
     )
 
 
 def test_an_ensemble_averages_the_distributions(trained, dataset):
-    torch.manual_seed(1)
-    other = model.create(TINY, pretrained=False), TINY
+    other = Trained(untrained(seed=1), TINY)
     table = data.read_test(dataset)
     both = predict.distributions([trained, other], table)
     each = [predict.distributions(t, table) for t in (trained, other)]

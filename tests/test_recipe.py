@@ -68,6 +68,17 @@ def test_compare_shows_one_row_a_choice_and_one_column_a_recipe():
     assert "name" not in table.index
 
 
+def test_compare_leaves_a_choice_empty_that_another_makes_meaningless():
+    original, cpu = recipe.get("original"), recipe.get("cpu")
+    table = recipe.compare(original, cpu)
+    # a regression has no soft labels, and a cosine no steps
+    assert table.loc["label_std"].tolist() == ["", "1.5"]
+    assert table.loc["l1_weight"].tolist() == ["", "0.1"]
+    assert table.loc["step_epochs"].tolist() == ["7", ""]
+    others = table.drop(index=["label_std", "l1_weight", "step_epochs"])
+    assert (others != "").all(axis=None)
+
+
 NAMES = "a name that a file can have, of at most 100 letters"
 
 

@@ -1,5 +1,6 @@
 """States of a training: what is damaged is set aside, and nothing runs code."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 
 from agelib import loop, model, predict, runs, states, train
-from tests.conftest import TINY
+from tests.conftest import TINY, stopping
 
 COLUMNS = ["epoch", "train_loss", "val_mae", "lr"]
 
@@ -35,19 +36,13 @@ def stopped(tiny, tables, tmp_path, monkeypatch) -> Callable:
     """A function that trains until a step begins, and gives the run's folder."""
 
     def stop_at(step: int, **changes) -> Path:
-        update = loop.Loop.update
-
-        def stop(self, *batch):
-            if self.updates == step:
-                raise RuntimeError("stop")
-            update(self, *batch)
-
+        recipe, run = replace(tiny, **changes), tmp_path / "run"
+        stop = stopping(step, RuntimeError("stop"))
         with monkeypatch.context() as patch:
             patch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
-            patch.setattr(loop.Loop, "update", stop)
             with pytest.raises(RuntimeError, match="stop"):
-                train.fit(replace(tiny, **changes), *tables, tmp_path / "run")
-        return tmp_path / "run"
+                train.fit(recipe, *tables, run, loop=stop)
+        return run
 
     return stop_at
 
@@ -137,20 +132,24 @@ def edit(**changes) -> Callable:
     return change
 
 
+def note_the_tensors(file: Path) -> None:
+    """Makes the position that of changed tensors, as if both were saved together."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(sha256=digest)(file.with_name("state.json"))
+
+
 def of_another_network(file: Path) -> None:
     tensors = load_file(file)
     tensors["net.backbone.conv_stem.weight"] = torch.zeros(2, 2)
     save_file(tensors, file)
-    digest = states._digest(file.read_bytes())
-    edit(sha256=digest)(file.with_name("state.json"))
+    note_the_tensors(file)
 
 
 def endless(file: Path) -> None:
     tensors = load_file(file)
     tensors["ema.backbone.conv_stem.weight"][0] = torch.nan
     save_file(tensors, file)
-    digest = states._digest(file.read_bytes())
-    edit(sha256=digest)(file.with_name("state.json"))
+    note_the_tensors(file)
 
 
 def tensors_that(change: Callable) -> Callable:
@@ -159,8 +158,7 @@ def tensors_that(change: Callable) -> Callable:
     def do(file: Path) -> None:
         changed = (change(*named) for named in load_file(file).items())
         save_file(dict(filter(None, changed)), file)
-        digest = states._digest(file.read_bytes())
-        edit(sha256=digest)(file.with_name("state.json"))
+        note_the_tensors(file)
 
     return do
 

@@ -1,9 +1,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from agelib import data, tables
+from agelib.tables import finite, require
 
 
 @pytest.fixture
@@ -14,7 +17,9 @@ def csv(tmp_path: Path) -> Path:
 def read(csv: Path, content: str | bytes) -> list[list[str]]:
     """The file_id and age of each row, as text."""
     csv.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return tables.read_table(csv, "file_id", "age")[["file_id", "age"]].values.tolist()
+    return (
+        tables.read_table(csv, "file_id", "age")[["file_id", "age"]].to_numpy().tolist()
+    )
 
 
 ONE = [["a.jpg", "26"]]
@@ -218,3 +223,20 @@ def test_one_bad_line_of_many_is_found(csv):
     csv.write_text(f"file_id,age\n{rows}x,?\n")
     with pytest.raises(ValueError, match=r"line 100002 has no .*\('\?'\)"):
         data.read_ages(csv)
+
+
+def test_require_names_the_missing_column_and_what_is_there():
+    ages = pd.DataFrame({"age": [20.0], "pred_age": [21.0]})
+    with pytest.raises(ValueError, match="'path', only age, pred_age"):
+        require(ages, "age", "path")
+    with pytest.raises(ValueError, match="empty"):
+        require(ages.head(0), "age")
+
+
+def test_finite_names_the_column_and_the_row():
+    table = pd.DataFrame(
+        {"age": [20.0, 30], "pred_age": [np.inf, 1]}, index=["first", "second"]
+    )
+    with pytest.raises(ValueError, match=r"'pred_age'.* 1 of 2 rows.*row first"):
+        finite(table, "pred_age")
+    assert finite(table, "age").tolist() == [20, 30]

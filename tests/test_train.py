@@ -9,42 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
-from agelib import data, loop, metrics, model, predict, recipe, train
-from agelib.loss import age_loss
-from tests.conftest import TINY
-
-
-def test_the_regression_loss_is_the_mean_absolute_error():
-    outputs, age = torch.tensor([[20.0], [50.0]]), torch.tensor([23.0, 49.0])
-    loss = age_loss(outputs, age, replace(TINY, head="regression"))
-    assert loss == pytest.approx((3 + 1) / 2)
-
-
-def test_the_distribution_loss_is_cross_entropy_to_a_gaussian_plus_l1_of_the_mean():
-    recipe = replace(TINY, label_std=2.0, l1_weight=0.5)
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 101, generator=generator)
-    ages = np.arange(101)
-    expected = []
-    # an age above 100 is learned as 100
-    for row, age in zip(logits.numpy().astype(float), (30, 116), strict=True):
-        p = np.exp(row) / np.exp(row).sum()
-        target = np.exp(-((ages - min(age, 100)) ** 2) / (2 * 2.0**2))
-        target /= target.sum()
-        error = abs((p * ages).sum() - min(age, 100))
-        expected.append(-(target * np.log(p)).sum() + 0.5 * error)
-    loss = age_loss(logits, torch.tensor([30.0, 116.0]), recipe)
-    assert loss == pytest.approx(np.mean(expected), rel=1e-4)
+from agelib import data, loading, loop, metrics, model, predict, recipe, train
+from agelib.ages import age_loss
+from agelib.loop import Loop
+from tests.conftest import TINY, stopping
 
 
 @pytest.fixture
 def run(tiny, tables, tmp_path):
     """A function that trains the tiny recipe, with changes, in a folder."""
 
-    def fit(name: str = "run", fresh: bool = False, **changes) -> pd.DataFrame:
-        recipe = replace(tiny, **changes)
-        return train.fit(recipe, *tables, tmp_path / name, fresh)
+    def fit(
+        name: str = "run", fresh: bool = False, loss=age_loss, loop=Loop, **changes
+    ) -> pd.DataFrame:
+        recipe, folder = replace(tiny, **changes), tmp_path / name
+        return train.fit(recipe, *tables, folder, fresh, loss=loss, loop=loop)
 
     return fit
 
@@ -99,21 +80,13 @@ def test_a_run_ends_after_as_many_epochs_in_vain_as_it_has_patience(
     assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
-def test_an_epoch_is_judged_and_kept_at_the_size_that_it_learned(
-    run, tables, tmp_path, monkeypatch
-):
-    update = loop.Loop.update
-
-    def stop_in_the_second_epoch(self, *batch):
-        if self.history:
-            raise KeyboardInterrupt
-        update(self, *batch)
-
-    monkeypatch.setattr(loop.Loop, "update", stop_in_the_second_epoch)
+def test_an_epoch_is_judged_and_kept_at_the_size_that_it_learned(run, tables, tmp_path):
+    in_the_second_epoch = stopping(3, KeyboardInterrupt())
     # 43 pixels short of 96 in the first epoch, in steps of 32
-    history = run(epochs=3, image_size=96, first_size=32)
+    history = run(epochs=3, image_size=96, first_size=32, loop=in_the_second_epoch)
+    assert len(history) == 1
     trained = model.load(tmp_path / "run" / "model.safetensors")
-    assert trained[1].image_size == 64
+    assert trained.recipe.image_size == 64
     again = predict.predict(trained, tables[1])
     assert metrics.mae(again) == pytest.approx(history["val_mae"][0], abs=1e-3)
 
@@ -122,7 +95,7 @@ def test_the_intervals_written_are_those_the_saved_model_gives(run, tables, tmp_
     history = run(head="regression")
     written = pd.read_csv(tmp_path / "run" / "validation.csv")
     trained = model.load(tmp_path / "run" / "model.safetensors")
-    assert trained[0].scale == pytest.approx(history["val_mae"].min())
+    assert trained.model.scale == pytest.approx(history["val_mae"].min())
     again = predict.predict(trained, tables[1])
     np.testing.assert_allclose(written["high"], again["high"], atol=1e-3)
     np.testing.assert_allclose(written["low"], again["low"], atol=1e-3)
@@ -135,17 +108,8 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
     """Three steps an epoch; the state is saved after every one."""
     whole = run("whole")
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
-    update = loop.Loop.update
-
-    def stop(self, *batch):
-        if self.updates == step:
-            raise RuntimeError("the power went off")
-        update(self, *batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "update", stop)
-        with pytest.raises(RuntimeError, match="power"):
-            run("stopped")
+    with pytest.raises(RuntimeError, match="power"):
+        run("stopped", loop=stopping(step, RuntimeError("the power went off")))
     # the pretrained weights are not needed again
     monkeypatch.delenv("AGELIB_WEIGHTS")
     stopped = run("stopped")
@@ -155,20 +119,10 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(
     assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
-def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, monkeypatch, capsys):
-    update = loop.Loop.update
-
-    def interrupt(self, *batch):
-        if self.updates == interrupted_at:
-            raise KeyboardInterrupt
-        update(self, *batch)
-
-    monkeypatch.setattr(loop.Loop, "update", interrupt)
-    interrupted_at = 2
+def test_an_interrupt_keeps_the_complete_epochs(run, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
-        run()
-    interrupted_at = 4
-    assert run()["epoch"].tolist() == [1]
+        run(loop=stopping(2, KeyboardInterrupt()))
+    assert run(loop=stopping(4, KeyboardInterrupt()))["epoch"].tolist() == [1]
     assert "Interrupted in epoch 2" in capsys.readouterr().out
     assert weights(tmp_path / "run")
 
@@ -177,38 +131,36 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(tiny, tables, tmp_path)
     gradients = []
     for parts in (1, 3):
         torch.manual_seed(0)
-        whole = loop.Loop(tiny, *tables, tmp_path / str(parts), parts=parts)
+        whole = Loop(tiny, *tables, tmp_path / str(parts), micro_batches=parts)
         # batch norm in evaluation: its statistics are those of a part
         whole.net.eval()
-        images, age, _ = next(iter(whole.batches))
-        total = whole.add_gradients(images, age)
+        images, age, rows = next(iter(whole.batches))
+        total = whole.add_gradients(images, age, rows)
         mean = age_loss(whole.net(images), age, tiny)
         assert total == pytest.approx(mean.item(), rel=1e-5)
-        gradients.append([p.grad for p in whole.plain.parameters()])
+        gradients.append([p.grad for p in whole.net.parameters()])
         whole.close()
     for expected, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def too_small_for(faces: int, sizes: list[int], monkeypatch) -> None:
-    """A GPU whose memory ends at so many faces; notes how many were computed."""
+def too_small_for(faces: int, sizes: list[int]):
+    """The loss on a GPU whose memory ends at so many faces; notes how many it gets."""
 
-    def forward(outputs, *others):
+    def age_loss_in_memory(outputs, *others):
         if len(outputs) > faces:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to ...")
         sizes.append(len(outputs))
         return age_loss(outputs, *others)
 
-    monkeypatch.setattr(loop, "age_loss", forward)
+    return age_loss_in_memory
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
-    run, tmp_path, monkeypatch, capsys
-):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(run, tmp_path, capsys):
     sizes = []
-    too_small_for(3, sizes, monkeypatch)
-    run(epochs=1)
-    history = run(fresh=True, epochs=2)
+    loss = too_small_for(3, sizes)
+    run(epochs=1, loss=loss)
+    history = run(fresh=True, epochs=2, loss=loss)
     # three batches of 8 an epoch, in quarters; halved anew in each of the two runs
     assert sizes == [2] * 4 * 3 * (1 + 2)
     assert history["epoch"].tolist() == [1, 2]
@@ -219,33 +171,39 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
 
 
 def test_processes_that_run_out_of_memory_are_started_anew(
-    tiny, tables, tmp_path, monkeypatch
+    tiny, tables, tmp_path, monkeypatch, capsys
 ):
     """With a stand-in for the launcher, which wraps what a process raised."""
-    parts = []
+    parts, started = [], []
+
+    class Noting(Loop):
+        def create_loaders(self):
+            parts.append(self.micro_batches)
+            super().create_loaders()
 
     def launch(function, arguments, num_processes):
-        *_, options = arguments
-        parts.append(options["parts"])
-        if len(parts) == 1:
+        started.append(num_processes)
+        if len(started) == 1:
             raise RuntimeError("An issue was found ...: CUDA out of memory. Tried ...")
         function(*arguments)
 
     monkeypatch.setattr(train, "notebook_launcher", launch)
-    history = train.fit(tiny, *tables, tmp_path / "run", processes=2)
-    assert parts == [1, 2]
+    folder = tmp_path / "run"
+    history = train.fit(tiny, *tables, folder, processes=2, loop=Noting)
+    assert (started, parts) == ([2, 2], [2])
+    # half of each batch is a process's share, in two parts
+    assert "each batch in 2 parts of at most 2 faces" in capsys.readouterr().out
     assert history["epoch"].tolist() == [1, 2, 3]
 
 
-def test_memory_too_small_for_two_faces_is_an_error(run, monkeypatch):
-    too_small_for(1, [], monkeypatch)
+def test_memory_too_small_for_two_faces_is_an_error(run):
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        run(epochs=1)
+        run(epochs=1, loss=too_small_for(1, []))
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time as the loop sees it: a second for every step."""
+    """Time as the loop sees it; with `clock.loop` a second for every step."""
 
     class Clock:
         now = 1000.0
@@ -253,13 +211,13 @@ def clock(monkeypatch):
         def perf_counter(self):
             return self.now
 
-    clock, update = Clock(), loop.Loop.update
+    class Slow(Loop):
+        def update(self, *batch):
+            clock.now += 1
+            super().update(*batch)
 
-    def slow(self, *batch):
-        clock.now += 1
-        update(self, *batch)
-
-    monkeypatch.setattr(loop.Loop, "update", slow)
+    clock = Clock()
+    clock.loop = Slow
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(train, "time", clock)
     return clock
@@ -269,15 +227,16 @@ def test_an_epoch_that_would_end_too_late_is_not_begun(
     tiny, tables, tmp_path, clock, capsys
 ):
     """Three seconds an epoch; a twentieth of the ten seconds is kept."""
-    choices = replace(tiny, epochs=5)
-    history = train.fit(choices, *tables, tmp_path / "run", time_limit=10 / 3600)
+    choices, folder = replace(tiny, epochs=5), tmp_path / "run"
+    limit = 10 / 3600
+    history = train.fit(choices, *tables, folder, time_limit=limit, loop=clock.loop)
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["seconds"].tolist() == [3, 3, 3]
     assert clock.now == 1009
     assert "Stopped before epoch 4 of 5" in capsys.readouterr().out
-    assert weights(tmp_path / "run")
+    assert weights(folder)
     # without a limit it goes on
-    history = train.fit(choices, *tables, tmp_path / "run")
+    history = train.fit(choices, *tables, folder)
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
@@ -286,30 +245,28 @@ def test_larger_faces_are_expected_to_take_longer(tiny, tables, tmp_path, clock)
     choices = replace(tiny, epochs=2, image_size=96, first_size=32)
     assert [choices.size_in(epoch) for epoch in (0, 1)] == [64, 96]
     for number, (left, epochs) in enumerate([(9.7, [1]), (9.8, [1, 2])]):
-        limit = left / 0.95 / 3600
-        history = train.fit(choices, *tables, tmp_path / str(number), time_limit=limit)
+        limit, folder = left / 0.95 / 3600, tmp_path / str(number)
+        history = train.fit(choices, *tables, folder, time_limit=limit, loop=clock.loop)
         assert history["epoch"].tolist() == epochs
 
 
 def test_the_limit_ends_an_epoch_that_turns_out_too_slow(
     run, tiny, tables, tmp_path, clock, capsys
 ):
-    whole = run("whole")
+    whole, folder = run("whole"), tmp_path / "run"
     with pytest.raises(TimeoutError, match="Stopped in epoch 1 of 3"):
-        train.fit(tiny, *tables, tmp_path / "run", time_limit=1 / 3600)
+        train.fit(tiny, *tables, folder, time_limit=1 / 3600, loop=clock.loop)
     # what was learned is kept: one second, and so one step, is done
-    history = train.fit(tiny, *tables, tmp_path / "run")
+    history = train.fit(tiny, *tables, folder)
     assert "Going on in epoch 1, after step 1" in capsys.readouterr().out
     columns = ["epoch", "train_loss", "val_mae", "lr"]
     pd.testing.assert_frame_equal(history[columns], whole[columns], check_exact=True)
 
 
-def test_a_finished_run_is_not_trained_again(run, monkeypatch, capsys):
+def test_a_finished_run_is_not_trained_again(run, capsys):
     first = run()
-    monkeypatch.setattr(
-        loop.Loop, "train_epoch", lambda *_: pytest.fail("trained again")
-    )
-    pd.testing.assert_frame_equal(run(), first)
+    again = run(loop=stopping(0, AssertionError("trained again")))
+    pd.testing.assert_frame_equal(again, first)
     assert "Already trained: 3 of 3 epochs" in capsys.readouterr().out
 
 
@@ -351,12 +308,95 @@ def test_fresh_sets_the_earlier_run_aside(run, tmp_path):
     assert sizes == [32, 48, 32]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run, monkeypatch):
-    monkeypatch.setattr(loop, "age_loss", lambda outputs, *_: outputs.sum() * math.nan)
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run):
     with pytest.raises(
         FloatingPointError, match=r"nan at step 1, .*image_\d+\.jpg.*learning_rate"
     ):
+        run(loss=lambda outputs, *_: outputs.sum() * math.nan)
+
+
+# -- a loss and a loop of one's own ----------------------------------------------------
+
+
+def mean_age(outputs, age, recipe):
+    """A loss that nothing can be learned from: the mean age of a batch."""
+    return 0 * outputs.sum() + age.mean()
+
+
+def noted(folder: Path) -> dict:
+    return json.loads((folder / "recipe.json").read_text())
+
+
+def test_a_loss_of_ones_own_is_what_is_learned_by(run, tables, tmp_path):
+    # all faces in one batch: the loss of an epoch is that of all of them
+    mean = tables[0]["age"].mean()
+    history = run(loss=mean_age, batch_size=len(tables[0]))
+    assert history["train_loss"].tolist() == pytest.approx([mean] * 3)
+    assert noted(tmp_path / "run")["loss"] == "mean_age"
+    run("usual", epochs=1)
+    assert noted(tmp_path / "usual")["loss"] == "age_loss"
+
+
+def test_a_run_goes_on_with_the_loss_that_it_began_with_alone(run):
+    assert len(run(loss=mean_age, loop=stopping(4, KeyboardInterrupt()))) == 1
+    with pytest.raises(ValueError, match="loss is mean_age there, age_loss here"):
         run()
+    assert len(run(loss=mean_age)) == 3
+
+
+def test_a_run_of_an_earlier_version_which_noted_no_loss_goes_on(run, tmp_path):
+    whole = run("whole")
+    run(loop=stopping(4, KeyboardInterrupt()))
+    older = noted(tmp_path / "run")
+    del older["loss"]
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="loss is age_loss there, mean_age here"):
+        run(loss=mean_age)
+    columns = ["epoch", "train_loss", "val_mae", "lr"]
+    pd.testing.assert_frame_equal(run()[columns], whole[columns], check_exact=True)
+
+
+def test_a_loop_of_ones_own_knows_whose_faces_are_in_a_batch(run, tables):
+    seen = []
+
+    class Noting(Loop):
+        def batch_loss(self, images, age, rows):
+            seen.append((images, age, rows))
+            return super().batch_loss(images, age, rows)
+
+    history, usual = run(loop=Noting), run("usual")
+    # three batches an epoch
+    assert len(seen) == 3 * 3
+    for images, age, rows in seen:
+        assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
+        assert age.tolist() == tables[0]["age"].iloc[rows.tolist()].tolist()
+    assert history["val_mae"].equals(usual["val_mae"])
+
+
+def test_a_loop_of_ones_own_serves_other_faces_to_another_optimizer(run, tables):
+    learned = []
+
+    class Other(Loop):
+        def augmented_faces(self):
+            some = self.train_faces.head(16)
+            return loading.Faces(some, self.recipe.image_size, self.recipe)
+
+        def create_optimizer(self, net):
+            return create_optimizer_v2(net, opt="sgd", lr=self.recipe.learning_rate / 2)
+
+        def batch_loss(self, images, age, rows):
+            learned.extend(rows.tolist())
+            return super().batch_loss(images, age, rows)
+
+    choices = {"epochs": 1, "schedule": "step", "warmup_epochs": 0}
+    history = run(loop=Other, **choices)
+    # 16 faces are two batches of 8
+    assert sorted(learned) == list(range(16))
+    assert history["lr"].tolist() == [TINY.learning_rate / 2]
+    assert run("usual", **choices)["lr"].tolist() == [TINY.learning_rate]
+
+
+# -- schedules, and other ways to begin ------------------------------------------------
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 0.5])
@@ -389,9 +429,9 @@ def test_the_command_trains_as_notebook_2_does(dataset, tiny, tmp_path, monkeypa
     train.main()
     folder = tmp_path / "runs" / "tiny"
     # the held-out faces are those of every seed: models of several can be averaged
-    faces = data.split(data.read_train(dataset), folds=4)
-    held_out = faces.loc[faces["fold"] == 0, "file_id"].tolist()
-    assert pd.read_csv(folder / "validation.csv")["file_id"].tolist() == held_out
+    _, held_out = data.hold_out(data.read_train(dataset), folds=4)
+    judged = pd.read_csv(folder / "validation.csv")
+    assert judged["file_id"].tolist() == held_out["file_id"].tolist()
     monkeypatch.setattr(sys, "argv", ["train", "--fresh"])
     train.main()
     assert len(pd.read_csv(folder.with_name("tiny.old-1") / "history.csv")) == 3

@@ -9,6 +9,7 @@ AGELIB_DATA names the faces, as everywhere; without it they are the bundled draw
 
 # agelib sets how long OpenMP's threads spin and how memory is freed, for the process
 # and its children: only the functions that measure agelib import it.
+import argparse
 import gc
 import itertools
 import multiprocessing
@@ -131,7 +132,7 @@ def our_prediction() -> float:
     from agelib.recipe import Recipe
 
     recipe = Recipe("speed", LITE0, image_size=160, epochs=1)
-    trained = model.create(recipe, pretrained=False), recipe
+    trained = model.Trained(model.create(recipe, pretrained=False), recipe)
     table = faces(1024)
     return len(table) / _seconds(predict.predict, trained, table, views=2)
 
@@ -160,11 +161,10 @@ def _loop(backbone: str, size: int, n: int, **choices):
     from agelib import loop, model
     from agelib.recipe import Recipe
 
-    create = model.create
-    model.create = lambda recipe, pretrained: create(recipe, pretrained=False)
     recipe = Recipe("speed", backbone, image_size=size, epochs=9, **choices)
+    weights = model.create(recipe, pretrained=False).state_dict()
     folder = Path(tempfile.mkdtemp(dir=os.environ["AGELIB_RUNS"]))
-    return loop.Loop(recipe, faces(n), faces(8), folder, bar=False)
+    return loop.Loop(recipe, faces(n), faces(8), folder, bar=False, start=weights)
 
 
 def _two_epochs(thousands: int):
@@ -351,21 +351,29 @@ def keep(row: dict) -> None:
     new.sort_values("measure", key=lambda m: m.map(order)).to_csv(CSV, index=False)
 
 
-def main(words: list[str]) -> None:
-    """Measures the lines, or those with one of the words."""
-    for line in LINES:
-        if not words or any(word in line.measure for word in words):
-            keep(measured(line))
-    print(pd.read_csv(CSV, keep_default_na=False).to_string(index=False))
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--call"]:
-        _, _, function, *args = sys.argv
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="of the lines to measure, else all"
+    )
+    # how the script calls itself: a function and its arguments
+    parser.add_argument("--call", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.call:
+        function, *args = asked.words
         args = [int(a) if a.isdigit() else a for a in args]
         with tempfile.TemporaryDirectory() as runs:
             os.environ["AGELIB_RUNS"] = runs
             result = globals()[function](*args)
         print(*result if isinstance(result, tuple) else (result,))
-    else:
-        main(sys.argv[1:])
+        return
+    for line in LINES:
+        if not asked.words or any(word in line.measure for word in asked.words):
+            keep(measured(line))
+    print(pd.read_csv(CSV, keep_default_na=False).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,9 +2,9 @@
 
 Starts it as `make lab` does, opens each notebook in headless Chromium, runs all its
 cells, and fails if a cell did not run, an output is an error or a warning, a figure is
-not drawn or wider than the page, or a progress bar is not a widget. Uploads photos to
-notebook 5, and fails if one is lost, is shown under another's name, or is found in the
-saved file. Saves pictures of each page in SCREENSHOTS.
+not drawn or wider than the page, a progress bar is not a widget, or a link leads
+nowhere. Uploads photos to notebook 5, and fails if one is lost, is shown under another's
+name, or is found in the saved file. Saves pictures of each page in SCREENSHOTS.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def jupyterlab(folder: Path, dark: bool):
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "AGELIB_RUNS": str(folder / "runs"),
     }
-    # a place that looks like the clone, for the paths in its command
-    for name in (".venv", "agelib"):
+    # a place that looks like the clone, for the paths in its command and for links
+    for name in (".venv", "agelib", "data", "README.md"):
         (folder / name).symlink_to(REPOSITORY / name)
     make = ["make", "--dry-run", "--old-file=.venv/agelib-is-installed", "lab"]
     told = subprocess.check_output(make, cwd=REPOSITORY, text=True)
@@ -84,7 +84,7 @@ def jupyterlab(folder: Path, dark: bool):
         )
     try:
         _wait_for(server, f"http://127.0.0.1:{PORT}/api/status?token={token}", folder)
-        yield f"http://127.0.0.1:{PORT}/lab/tree/{{}}?token={token}&reset"
+        yield f"http://127.0.0.1:{PORT}/lab/tree/notebooks/{{}}?token={token}&reset"
     finally:
         server.terminate()
         try:
@@ -189,7 +189,7 @@ def photos(page, saved: Path, pictures: Path) -> list[str]:
         wrong.append(f"the photo has {photo.stat().st_size} bytes only")
     title = f"{photo.name}, {two.width} x {two.height} pixels"
     wrong += upload(page, photo) + named(page, title, "an upload")
-    table = page.locator(".jp-CodeCell", has_text="faces.find(").locator("tbody tr")
+    table = page.locator(".jp-CodeCell", has_text="photo.find(").locator("tbody tr")
     if table.count() != 2:
         wrong.append(f"{table.count()} faces found in a photo of two")
     choose(page, "Run All Cells")
@@ -211,7 +211,7 @@ def photos(page, saved: Path, pictures: Path) -> list[str]:
         wrong.append("the saved file holds outputs")
 
     # after a photo, files that are none: theirs is a sentence and nothing else
-    reading = page.locator(".jp-CodeCell", has_text="faces.uploaded(")
+    reading = page.locator(".jp-CodeCell", has_text="photo.uploaded(")
     for content, fault in ((b"no photo", "text"), (b"", "zero bytes")):
         broken = pictures.with_name("broken.jpg")
         broken.write_bytes(content)
@@ -231,7 +231,7 @@ def upload(page, file: Path, fails: bool = False) -> list[str]:
         page.locator(".jp-OutputArea .widget-upload").click()
     dialog.value.set_files(file)
     page.get_by_text("Your photo (1)").wait_for()
-    page.locator(".jp-CodeCell", has_text="faces.uploaded(").click()
+    page.locator(".jp-CodeCell", has_text="photo.uploaded(").click()
     choose(page, "Run Selected Cell and All Below")
     page.wait_for_timeout(1000)
     wrong, _ = wait_for_cells(page)

@@ -97,7 +97,7 @@ def _look(
     side: int,
     names: tuple,
 ) -> list[torch.Tensor]:
-    """What a network says about each box, cut out as a square of so many pixels."""
+    """What a network says about each box, cut out as a square of `side` pixels."""
     if not len(boxes):
         return [torch.zeros(0, n) for n in (4, 10)[: len(names) - 1]] + [torch.zeros(0)]
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agelib import photos
+from agelib import gallery
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def faces(tmp_path) -> pd.DataFrame:
 
 
 def test_face_grid_shows_each_photo_under_its_age(faces):
-    axes = photos.face_grid(faces, columns=2)
+    axes = gallery.face_grid(faces, columns=2)
     assert axes.shape == (2, 2)
     assert [ax.get_title() for ax in axes.flat] == ["4", "6", "26", ""]
     shown = [ax.images[0].get_array()[0, 0, 0] for ax in axes.flat[:3]]
@@ -38,38 +38,38 @@ def test_face_grid_shows_each_photo_under_its_age(faces):
 
 
 def test_face_grid_takes_other_captions_and_needs_no_age_then(faces):
-    axes = photos.face_grid(faces[["path"]], captions=["a", "b", "c"])
+    axes = gallery.face_grid(faces[["path"]], captions=["a", "b", "c"])
     assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="2 captions for 3 faces"):
-        photos.face_grid(faces, captions=["a", "b"])
+        gallery.face_grid(faces, captions=["a", "b"])
 
 
 def test_face_grid_says_if_there_are_no_faces_and_names_a_missing_column(faces):
-    (ax,) = photos.face_grid(faces.head(0), []).flat
+    (ax,) = gallery.face_grid(faces.head(0), []).flat
     assert ax.get_title() == "no such faces"
     with pytest.raises(ValueError, match="no column 'path'"):
-        photos.face_grid(faces.drop(columns="path"))
+        gallery.face_grid(faces.drop(columns="path"))
 
 
 def test_prediction_faces_are_captioned_with_true_and_predicted_age(faces):
-    axes = photos.prediction_faces(faces, columns=3)
+    axes = gallery.prediction_faces(faces, columns=3)
     assert [ax.get_title() for ax in axes.flat] == ["4 → 5", "6 → 6", "26 → 30"]
     assert axes[0, 0].figure.get_suptitle() == "true → predicted age, years"
 
 
 def test_mean_faces_average_each_band(faces):
-    axes = photos.mean_faces(faces.iloc[::-1])
+    axes = gallery.mean_faces(faces.iloc[::-1])
     titles = [ax.get_title() for ax in axes.flat]
     assert titles == ["0-9 years\nn = 2", "20-29 years\nn = 1"]
     young, grown = (ax.images[0].get_array() for ax in axes.flat)
     assert (young == 127).all()
     assert (grown == 100).all()
-    assert len(photos.mean_faces(faces, width=5).flat) == 3
+    assert len(gallery.mean_faces(faces, width=5).flat) == 3
 
 
 def test_age_distributions_mark_truth_prediction_and_interval(faces):
     chance = np.eye(101)[[5, 6, 30]]
-    axes = photos.age_distributions(faces, chance)
+    axes = gallery.age_distributions(faces, chance)
     assert axes.shape == (3, 2)
     photo, ax = axes[2]
     assert photo.images[0].get_array()[0, 0, 0] == 100
@@ -84,24 +84,24 @@ def test_age_distributions_mark_truth_prediction_and_interval(faces):
 
 
 def test_age_distributions_of_test_faces_have_no_true_age(faces):
-    axes = photos.age_distributions(faces.drop(columns="age"), np.eye(101)[[5, 6, 30]])
+    axes = gallery.age_distributions(faces.drop(columns="age"), np.eye(101)[[5, 6, 30]])
     assert [line.get_label() for line in axes[0, 1].lines] == ["predicted age"]
     with pytest.raises(ValueError, match="2 distributions for 3 faces"):
-        photos.age_distributions(faces, np.eye(101)[:2])
+        gallery.age_distributions(faces, np.eye(101)[:2])
 
 
 def test_a_batch_stands_in_rows_in_its_order():
     lights = torch.tensor([10, 20, 30], dtype=torch.uint8)
     images = lights[:, None, None, None].expand(3, 3, 8, 8)
-    shown = photos.batch(images, columns=2).images[0].get_array()
+    shown = gallery.batch(images, columns=2).images[0].get_array()
     # tiles of 8 pixels, 2 pixels apart
     assert [shown[y, x, 0] for y, x in ((6, 6), (6, 16), (16, 6))] == [10, 20, 30]
 
 
 TABLE_IN = {
-    photos.prediction_faces: "pred_age",
-    photos.mean_faces: "path",
-    lambda table: photos.age_distributions(table, np.eye(101)[: len(table)]): "low",
+    gallery.prediction_faces: "pred_age",
+    gallery.mean_faces: "path",
+    lambda table: gallery.age_distributions(table, np.eye(101)[: len(table)]): "low",
 }
 
 
@@ -117,7 +117,7 @@ def test_people_are_framed_under_their_age_and_interval():
     photo = Image.new("RGB", (400, 300))
     table = pd.DataFrame({"x": [100.0, 300], "y": [200.0, 40], "side": [100.0, 60]})
     table = table.assign(turn=[0.0, 90], pred_age=[30.4, 7], low=[20, 2], high=[41, 12])
-    ax = photos.people(photo, table)
+    ax = gallery.people(photo, table)
     assert [t.get_text() for t in ax.texts] == ["30\n20 to 41", "7\n2 to 12"]
     # each frame is drawn twice, for a white edge; its first corner is the top left
     first, second = (np.transpose(line.get_data()) for line in ax.lines[::2])
@@ -137,10 +137,10 @@ def test_people_of_a_large_photo_stay_apart_and_its_pixels_few():
     photo = Image.new("RGB", (8000, 4000))
     table = pd.DataFrame({"x": [3000.0, 3410], "y": 2000.0, "side": 400.0, "turn": 0.0})
     table = table.assign(pred_age=50.0, low=40.0, high=60.0)
-    ax = photos.people(photo, table)
+    ax = gallery.people(photo, table)
     assert ax.images[0].get_array().shape[1] <= 2700
     ax.figure.canvas.draw()
     left, right = (t.get_bbox_patch().get_window_extent() for t in ax.texts)
     assert left.x1 < right.x0
     with pytest.raises(ValueError, match="no column 'turn'"):
-        photos.people(photo, table.drop(columns="turn"))
+        gallery.people(photo, table.drop(columns="turn"))

@@ -6,7 +6,7 @@ from types import SimpleNamespace as Face
 import numpy as np
 from PIL import Image
 
-from agelib.canvas import Canvas, at, curve, mirrored, mix, oval, ramp
+from agelib.sample.canvas import Canvas, at, curve, mirrored, mix, oval, ramp
 
 # How a face changes with age, in face units (the frame spans -1..1, y points down) or
 # in shares of 1. Each face reads every row at its own pace: see `_face`.

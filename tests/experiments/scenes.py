@@ -12,12 +12,12 @@ from agelib import data, images
 WIDTH, HEIGHT = 1000, 700
 
 
-def sample(dataset: Path, held_out: bool, per_band: int) -> pd.DataFrame:
-    """So many labelled faces of each decade of age, the last band being 70 and over."""
-    table = data.split(data.read_train(dataset), 10, 0)
-    table = table[(table["fold"] == 0) == held_out]
-    table["band"] = (table["age"] // 10 * 10).clip(upper=70).astype(int)
-    return table.groupby("band").sample(per_band, random_state=0).reset_index(drop=True)
+def sample(dataset: Path, per_band: int) -> pd.DataFrame:
+    """Training faces, `per_band` of each decade of age, the last being 70 and over."""
+    faces, _ = data.hold_out(data.read_train(dataset))
+    bands = (faces["age"] // 10 * 10).clip(upper=70).astype(int)
+    grouped = faces.assign(band=bands).groupby("band")
+    return grouped.sample(per_band, random_state=0).reset_index(drop=True)
 
 
 def background(rng: np.random.Generator) -> Image.Image:

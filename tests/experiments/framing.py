@@ -1,13 +1,13 @@
 """What finding and cropping cost in years: framing.py DATASET MODEL OUT.
 
-Prints where the detector sees eyes, nose and mouth in training faces (`faces.POINTS`).
+Prints where the detector sees eyes, nose and mouth in training faces (`photo.POINTS`).
 Then pastes validation faces into larger photos, finds and crops them again, and
 compares the ages that MODEL predicts with those of the original crops, and both with
 the labels. The table OUT has one row for each kind of picture, and one for each way in
 which the original crops were framed wrongly on purpose.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 from scenes import match, sample, scene
 
-from agelib import data, faces, images, metrics, model, mtcnn, predict
+from agelib import data, detector, images, metrics, model, photo, predict
 
 UPRIGHT, TURNED = (0, 0), (5, 30)
 PICTURES = {
@@ -44,7 +44,7 @@ def points(table: pd.DataFrame) -> np.ndarray:
     for path in table["path"]:
         ground = Image.new("RGB", (800, 800), (110, 120, 130))
         ground.paste(images.read_image(path).resize((400, 400)), (200, 200))
-        points, _ = mtcnn.detect(np.asarray(ground))
+        points, _ = detector.detect(np.asarray(ground))
         # the likeliest, unless it is some detail
         rows += [p for p in points[:1] if abs(p[1] - p[0]) > 80]
     return (np.array(rows) - 200 - 200j) / 400
@@ -52,7 +52,7 @@ def points(table: pd.DataFrame) -> np.ndarray:
 
 def find(picture: Image.Image) -> pd.DataFrame:
     try:
-        return faces.find(picture)
+        return photo.find(picture)
     except ValueError:
         return pd.DataFrame(columns=["x", "y", "side", "turn", "sure"], dtype=float)
 
@@ -69,7 +69,7 @@ def recrop(table: pd.DataFrame, size: tuple, turn: tuple, folder: Path) -> pd.Da
         rows = match(boxes, truth)
         hit = [row is not None for row in rows]
         cut = found.iloc[[row for row in rows if row is not None]]
-        crops = faces.crop(picture, cut, folder / str(first))
+        crops = photo.crop(picture, cut, folder / str(first))
         again.append(chosen[hit].assign(path=crops["path"].to_numpy()))
     return pd.concat(again)
 
@@ -79,35 +79,24 @@ def displaced(table: pd.DataFrame, off: tuple, folder: Path) -> pd.DataFrame:
     zoom, down, turn = off
     paths = []
     for number, path in enumerate(table["path"]):
-        photo = images.read_image(path)
-        place = faces.whole(photo)
+        picture = images.read_image(path)
+        place = photo.whole(picture)
         place["y"] += down * place["side"]
         place["side"] *= zoom
-        crops = faces.crop(photo, place.assign(turn=turn), folder / str(number))
-        paths.append(crops["path"][0])
+        crops = photo.crop(picture, place.assign(turn=turn), folder / str(number))
+        paths.append(crops["path"].item())
     return table.assign(path=paths)
 
 
-def main(dataset: Path, checkpoint: Path, out: Path) -> None:
-    trained = model.load(checkpoint)
-    seen = points(sample(dataset, held_out=False, per_band=60))
-    print(np.median(seen.real, axis=0).round(4), np.median(seen.imag, axis=0).round(4))
-    table = data.split(data.read_train(dataset), 10, 0)
-    table = table[table["fold"] == 0].sample(600, random_state=0)
-    original, rows = predict.predict(trained, table), []
-    with tempfile.TemporaryDirectory() as name:
-        for number, (label, (size, turn)) in enumerate(PICTURES.items()):
-            again = recrop(table, size, turn, Path(name) / str(number))
-            rows.append(compare(label, trained, again, original))
-        for label, off in OFF.items():
-            again = displaced(table, off, Path(name) / label)
-            rows.append(compare(label, trained, again, original))
-    result = pd.DataFrame(rows).round(3)
-    result.to_csv(out, index=False)
-    print(result.to_string())
+def compare(
+    label: str, trained: model.Trained, again: pd.DataFrame, original: pd.DataFrame
+) -> dict:
+    """What one kind of picture changes, in years.
 
-
-def compare(label, trained, again: pd.DataFrame, original: pd.DataFrame) -> dict:
+    Args:
+        again: the faces that were cropped again.
+        original: all of them, with the ages predicted from their original crops.
+    """
     new, old = predict.predict(trained, again), original.loc[again.index]
     change = new["pred_age"] - old["pred_age"]
     row = {
@@ -122,5 +111,42 @@ def compare(label, trained, again: pd.DataFrame, original: pd.DataFrame) -> dict
     return row
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dataset", type=Path, help="folder of faces in the competition's layout"
+    )
+    parser.add_argument("model", type=Path, help="file of a trained model")
+    parser.add_argument("out", type=Path, help="the table to write")
+    parser.add_argument(
+        "--faces", type=int, default=600, help="validation faces to crop again"
+    )
+    parser.add_argument(
+        "--per-band",
+        type=int,
+        default=60,
+        help="training faces of each decade of age whose points are sought",
+    )
+    asked = parser.parse_args()
+    trained = model.load(asked.model)
+    seen = points(sample(asked.dataset, asked.per_band))
+    print(np.median(seen.real, axis=0).round(4), np.median(seen.imag, axis=0).round(4))
+    _, held_out = data.hold_out(data.read_train(asked.dataset))
+    table = held_out.sample(asked.faces, random_state=0)
+    original, rows = predict.predict(trained, table), []
+    with tempfile.TemporaryDirectory() as name:
+        for number, (label, (size, turn)) in enumerate(PICTURES.items()):
+            again = recrop(table, size, turn, Path(name) / str(number))
+            rows.append(compare(label, trained, again, original))
+        for label, off in OFF.items():
+            again = displaced(table, off, Path(name) / label)
+            rows.append(compare(label, trained, again, original))
+    result = pd.DataFrame(rows).round(3)
+    result.to_csv(asked.out, index=False)
+    print(result.to_string())
+
+
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

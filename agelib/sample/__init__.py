@@ -6,7 +6,6 @@ Nobody is shown: every face is drawn from a seed. The ages are as uneven and the
 pictures as faulty as UTKFace's, so what the notebooks look for is there to be found.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from agelib.canvas import Canvas, at, curve, oval
-from agelib.drawing import draw_face
+from agelib.sample.canvas import Canvas, at, curve, oval
+from agelib.sample.portrait import draw_face
 
 __all__ = ["draw_face", "draw_wall", "plan_sample", "write_sample"]
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "sample"
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "sample"
 LAYOUT = {"train", "test", "train.csv", "submission.csv", "solution.csv"}
 FAULTS = {"grayscale": 0.10, "dark": 0.04, "overexposed": 0.04, "blurred": 0.05}
 FAULTS |= {"rotated": 0.05, "hidden": 0.06}
@@ -217,9 +216,3 @@ def _refuse_foreign(folder: Path) -> None:
 def _write_table(path: Path, ages: list[int]) -> None:
     rows = [f"image_{i}.jpg,{age}\n" for i, age in enumerate(ages)]
     path.write_text("file_id,age\n" + "".join(rows), encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
-    write_sample(parser.parse_args().folder)

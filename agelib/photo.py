@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from agelib import mtcnn
+from agelib import detector
 from agelib.images import SMALL, concern, decode_image, read_file
 
 if TYPE_CHECKING:
     import ipywidgets
 
 # where both eyes, the nose and both corners of the mouth lie in the training faces, as
-# shares of the side, across + down * 1j: medians that tests/benchmarks/framing.py found
+# shares of the side, across + down * 1j: the medians that tests/experiments/framing.py
+# finds
 EYES, NOSE = (0.298 + 0.292j, 0.691 + 0.292j), 0.493 + 0.521j
 MOUTH = (0.318 + 0.692j, 0.675 + 0.692j)
 POINTS = np.array([*EYES, NOSE, *MOUTH])
@@ -46,11 +47,24 @@ class Upload(NamedTuple):
 
 @cache
 def upload_button() -> "ipywidgets.FileUpload":
-    """The one button of this session: shown again, it still holds its photo."""
-    # imported here, for only notebooks need it
-    from ipywidgets import FileUpload
+    """The one button of this session: shown again, it still holds its photo.
 
-    return FileUpload(accept="image/*,.heic,.heif", description="Your photo")
+    Once a photo has arrived, the button bears its name.
+    """
+    # imported here, for only notebooks need it
+    from ipywidgets import FileUpload, Layout
+
+    button = FileUpload(
+        accept="image/*,.heic,.heif",
+        description="Your photo",
+        layout=Layout(width="auto"),
+    )
+    button.observe(lambda change: _name(button, uploaded(change["new"])), "value")
+    return button
+
+
+def _name(button: "ipywidgets.FileUpload", photo: Upload | None) -> None:
+    button.description = photo.name if photo else "Your photo"
 
 
 def uploaded(value: tuple | dict) -> Upload | None:
@@ -66,7 +80,7 @@ def uploaded(value: tuple | dict) -> Upload | None:
     return Upload(name, bytes(file["content"]))
 
 
-def read_photo(photo: Path | str | bytes | Upload) -> Image.Image:
+def read(photo: Path | str | bytes | Upload) -> Image.Image:
     """A photo, from a file or its content, in RGB and upright as its EXIF data say.
 
     Raises:
@@ -93,7 +107,7 @@ def read_photo(photo: Path | str | bytes | Upload) -> Image.Image:
 
 
 def find(photo: Image.Image) -> pd.DataFrame:
-    """The faces of a photo, from left to right, one row each.
+    """The faces of a photo, from left to right, one row each, numbered from 1.
 
     Columns: `x`, `y`, the crop's centre, and `side`, in pixels of the photo; `turn`,
     degrees counterclockwise from upright; `sure`, the detector's confidence, 0 to 1.
@@ -103,14 +117,14 @@ def find(photo: Image.Image) -> pd.DataFrame:
     """
     share = min(1, LONGEST / max(photo.size))
     small = photo.resize([max(1, round(share * s)) for s in photo.size], reducing_gap=2)
-    points, sure = mtcnn.detect(np.asarray(small))
+    points, sure = detector.detect(np.asarray(small))
     if not len(points):
         least = 25 * max(1, max(photo.size) / LONGEST)
         raise ValueError(
             f"No face found in this photo of {photo.width} x {photo.height} pixels. "
             "Faces are found if they are upright to within some 30 degrees, seen from "
             f"the front, and at least {least:.0f} pixels wide in it. If the photo is "
-            "one tightly cropped face already, use faces.whole."
+            "one tightly cropped face already, use photo.whole."
         )
     scale, centre = framing(points * photo.width / small.width)
     table = pd.DataFrame(
@@ -122,7 +136,7 @@ def find(photo: Image.Image) -> pd.DataFrame:
             "sure": sure,
         }
     )
-    return table.sort_values("x", ignore_index=True)
+    return _numbered(table.sort_values("x"))
 
 
 def framing(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +158,11 @@ def whole(photo: Image.Image) -> pd.DataFrame:
         "y": photo.height / 2,
         "side": float(min(photo.size)),
     }
-    return pd.DataFrame([place | {"turn": 0.0, "sure": 1.0}])
+    return _numbered(pd.DataFrame([place | {"turn": 0.0, "sure": 1.0}]))
+
+
+def _numbered(table: pd.DataFrame) -> pd.DataFrame:
+    return table.set_axis(pd.RangeIndex(1, len(table) + 1, name="face"))
 
 
 def crop(photo: Image.Image, found: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -4,7 +4,7 @@ A table that lacks a column or holds a number that is not finite is a ValueError
 so is a photo that can't be read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +12,12 @@ from pandas import DataFrame
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+from tqdm.auto import tqdm
 
 from agelib import metrics
 from agelib.images import read_image
 from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
+from agelib.tables import finite, require
 
 
 def face_grid(
@@ -30,15 +32,15 @@ def face_grid(
         ax.set_title("no such faces", fontsize="small")
         ax.axis("off")
         return np.array([[ax]])
-    metrics.require(table, "path")
+    require(table, "path")
     if captions is None:
-        captions = [f"{age:.0f}" for age in metrics.finite(table, "age")]
+        captions = [f"{age:.0f}" for age in finite(table, "age")]
     return _tiles([read_image(path) for path in table["path"]], captions, columns)
 
 
 def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
     """The photos, each under its true and its predicted age in years."""
-    ages = [metrics.finite(table, column) for column in ("age", "pred_age")]
+    ages = [finite(table, column) for column in ("age", "pred_age")]
     captions = [f"{true:.0f} → {pred:.0f}" for true, pred in zip(*ages, strict=True)]
     axes = face_grid(table, captions, columns)
     axes[0, 0].figure.suptitle("true → predicted age, years", fontsize="medium")
@@ -46,11 +48,12 @@ def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
 
 
 def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:
-    """The mean photo of each band of so many years, under its ages and its count."""
-    metrics.require(table, "path")
+    """The mean photo of each band, `width` years wide, under its ages and its count."""
+    require(table, "path")
     images, captions, bands = [], [], metrics.age_bands(table, width)
     for band, paths in table["path"].groupby(bands, observed=True):
-        faces = (np.asarray(read_image(p).resize((100, 100)), float) for p in paths)
+        bar = tqdm(paths, f"averaging {band}", delay=2, leave=False)
+        faces = (np.asarray(read_image(p).resize((100, 100)), float) for p in bar)
         images.append((sum(faces) / len(paths)).astype("uint8"))
         captions.append(f"{band} years\nn = {len(paths):,}")
     return _tiles(images, captions, columns=6, size=1.3)
@@ -65,19 +68,22 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
     Returns:
         axes (faces, 2)
     """
-    metrics.require(table, "path")
+    require(table, "path")
     for column in ("pred_age", "low", "high"):
-        metrics.finite(table, column)
+        finite(table, column)
     if len(probabilities) != len(table):
         raise ValueError(
             f"{len(probabilities)} distributions for {len(table)} faces: pass one each."
         )
     size = 7, 1.3 * len(table) + 0.7
     axes = grid(len(table), 2, size, width_ratios=(1, 5), sharex="col")
-    rows = zip(axes, table.to_dict("records"), probabilities, strict=True)
-    for (photo, ax), face, chance in rows:
+    rows = zip(axes, table.iterrows(), probabilities, strict=True)
+    for (photo, ax), (number, face), chance in rows:
         photo.imshow(read_image(face["path"]))
         photo.axis("off")
+        # where faces have numbers, as those of a photo have
+        if table.index.name == "face":
+            photo.set_title(number, fontsize="small", pad=2)
         dress(ax, "", "", "")
         low, high = face["low"], face["high"]
         ax.axvspan(low, high, color=ORANGE, alpha=0.25, label="90% interval")
@@ -92,22 +98,78 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
     return axes
 
 
-def people(photo: Image.Image, table: DataFrame, ax: Axes | None = None) -> Axes:
-    """The photo, each face in its frame under its age and 90% interval in years.
+def answers(
+    path: str, label: np.ndarray, answers: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """A photo beside its soft label and what networks say of it.
 
     Args:
-        table: columns `x`, `y`, `side`, `turn`, as from `faces.find`, and `pred_age`,
-            `low`, `high`.
+        label, answers: probabilities of the ages from 0 (ages,), the answers by name.
+    Returns:
+        axes (2,): the photo, the distributions.
+    """
+    photo, ax = axes = grid(1, 2, (9, 2.6), width_ratios=(1, 3.4))[0]
+    photo.imshow(read_image(path))
+    photo.axis("off")
+    dress(ax, "", "age, years", "probability")
+    ax.fill_between(range(len(label)), label, color=ORANGE, alpha=0.5, label="label")
+    for (name, answer), colour in zip(answers.items(), (RED, BLUE), strict=False):
+        ax.plot(answer, color=colour, lw=2, label=name)
+    ax.set(xlim=(0, len(label) - 1), ylim=(0, None))
+    ax.legend()
+    return axes
+
+
+def occlusion_maps(table: DataFrame, maps: np.ndarray) -> np.ndarray:
+    """Photos, and below them what `explain.occlusion` says of each.
+
+    Args:
+        table: columns `path`, `age`, `pred_age`.
+        maps: years (faces, steps, steps), row for row the table's.
+    Returns:
+        axes (2, faces)
+    """
+    ages = zip(finite(table, "age"), finite(table, "pred_age"), strict=True)
+    axes = grid(2, len(table), (1.9 * len(table) + 1, 4))
+    most = max(1.0, np.abs(maps).max())
+    # a cell's centre is that of its square, so the outer cells reach over the edge
+    over = 0.5 / (maps.shape[1] - 1)
+    place = {"extent": (-over, 1 + over, 1 + over, -over), "interpolation": "bilinear"}
+    colours = {"cmap": "RdBu_r", "vmin": -most, "vmax": most, "alpha": 0.6}
+    for (photo, ax), path, (true, pred), moved in zip(
+        axes.T, table["path"], ages, maps, strict=True
+    ):
+        face = read_image(path)
+        photo.imshow(face)
+        photo.set_title(f"{true:.0f} → {pred:.0f}", fontsize="small")
+        ax.imshow(face.convert("L"), extent=(0, 1, 1, 0), cmap="gray")
+        drawn = ax.imshow(moved, **place, **colours)
+        ax.set(xlim=(0, 1), ylim=(1, 0))
+        for each in (photo, ax):
+            each.axis("off")
+    figure = ax.figure
+    figure.suptitle("true → predicted age, and where hiding a part moves it")
+    figure.colorbar(drawn, ax=axes[1], label="years older when hidden", shrink=0.9)
+    return axes
+
+
+def people(photo: Image.Image, table: DataFrame, ax: Axes | None = None) -> Axes:
+    """The photo, each face framed, under its number, its age and its 90% interval.
+
+    Args:
+        table: columns `x`, `y`, `side`, `turn`, as from `photo.find`, and `pred_age`,
+            `low`, `high`; its index numbers the faces.
     """
     names = ("x", "y", "side", "turn", "pred_age", "low", "high")
-    faces = np.column_stack([metrics.finite(table, name) for name in names])
+    faces = np.column_stack([finite(table, name) for name in names])
     inch = max(photo.width / 9, photo.height / 7)
     size = photo.width / inch, photo.height / inch
     ax = ax or grid(1, 1, size)[0, 0]
     shown = photo.reduce(max(1, int(inch / 200)))
     ax.imshow(shown, extent=(0, photo.width, photo.height, 0))
     square = np.array([-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j, -1 - 1j]) / 2
-    for x, y, side, turn, age, low, high in faces:
+    for number, face in zip(table.index, faces, strict=True):
+        x, y, side, turn, age, low, high = face
         frame = x + 1j * y + square * side * np.exp(-1j * np.radians(turn))
         for colour, width in (("white", 4), (BLUE, 2)):
             ax.plot(frame.real, frame.imag, color=colour, lw=width)
@@ -116,7 +178,7 @@ def people(photo: Image.Image, table: DataFrame, ax: Axes | None = None) -> Axes
         top = max(frame.imag.min(), 2.6 * points * inch / 72)
         words = {"ha": "center", "va": "bottom", "size": points, "linespacing": 1.0}
         ground = {"facecolor": "white", "edgecolor": BLUE, "pad": 0.15 * points}
-        text = f"{age:.0f}\n{low:.0f} to {high:.0f}"
+        text = f"{number}: {age:.0f}\n{low:.0f} to {high:.0f}"
         ax.text(x, top, text, color="black", bbox=ground, **words)
     ax.set(xlim=(0, photo.width), ylim=(photo.height, 0))
     ax.axis("off")

@@ -1,4 +1,4 @@
-"""What several models say together: best.py DATASET OUT MODEL [MODEL ...] [--views N].
+"""What several models say together: ensemble.py DATASET OUT MODEL [MODEL ...].
 
 Averages the models' distributions over ages, as notebook 4 does with `MODELS`, and
 writes `validation.csv` and `submission.csv` into OUT. All models must have held out the
@@ -11,25 +11,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from agelib import data, files, metrics, model, predict
+from agelib import ages, data, files, metrics, model, predict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dataset", type=Path, help="folder of faces in the competition's layout"
+    )
+    parser.add_argument("out", type=Path, help="folder of the two tables")
+    parser.add_argument("models", type=Path, nargs="+", help="files of trained models")
     parser.add_argument("--views", type=int, help="of each face, else the recipes'")
     asked = parser.parse_args()
-    faces = data.split(data.read_train(asked.dataset))
-    held_out = faces[faces["fold"] == 0]
+    _, held_out = data.hold_out(data.read_train(asked.dataset))
     several = {str(path): model.load(path) for path in asked.models}
     apart = {
         name: predict.distributions(trained, held_out, asked.views)
         for name, trained in several.items()
     }
     predicted = {
-        name: predict.decode(held_out, p)
+        name: held_out.assign(**ages.read_off(p))
         for name, p in (apart | {"together": np.mean([*apart.values()], 0)}).items()
     }
     told = {name: metrics.summary(table) for name, table in predicted.items()}

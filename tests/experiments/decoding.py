@@ -7,59 +7,56 @@ weights. Prints the table and writes it to `decoding.csv` beside the first run.
 """
 
 import argparse
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from agelib import data, metrics, model, predict
-from agelib.predict import Trained
+from agelib import ages, data, metrics, model, predict
+from agelib.model import Trained
 
-AGES = np.arange(model.N_AGES)
 VIEWS = 1, 2, 3, 6
 
 
 def decoded(faces: pd.DataFrame, p: np.ndarray) -> dict[str, pd.DataFrame]:
+    """The faces with `pred_age` in years, read off (faces, 101) in three ways."""
     return {
-        "median": predict.decode(faces, p),
-        "mean": faces.assign(pred_age=p @ AGES),
+        "median": faces.assign(**ages.read_off(p)),
+        "mean": faces.assign(pred_age=p @ np.arange(ages.N_AGES)),
         "mode": faces.assign(pred_age=p.argmax(1)),
     }
 
 
 def averaged(several: list[Trained]) -> Trained:
     """One model whose weights are the mean of the others' (Wortsman et al. 2022)."""
-    states = [trained[0].state_dict() for trained in several]
-    soup, recipe = several[0]
+    states = [trained.model.state_dict() for trained in several]
     mean = {name: sum(state[name] for state in states) for name in states[0]}
+    soup = copy.deepcopy(several[0].model)
     soup.load_state_dict({name: w / len(states) for name, w in mean.items()})
-    return soup, recipe
+    return Trained(soup, several[0].recipe)
 
 
 def compare(runs: list[Path], faces: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
     """One row a way to read ages off the runs' models."""
     several = {run.name: model.load(run / "model.safetensors") for run in runs}
-    predicted = {
-        (name, trained[1].image_size, views): predict.distributions(
-            trained, faces, views
-        )
-        for name, trained in several.items()
-        for views in VIEWS
-    } | {
-        (name, size, 3): predict.distributions(
-            (trained[0], replace(trained[1], image_size=size)), faces, 3
-        )
-        for name, trained in several.items()
-        for size in sizes
-    }
+    predicted = {}
+    for name, trained in several.items():
+        for views in VIEWS:
+            p = predict.distributions(trained, faces, views)
+            predicted[name, trained.recipe.image_size, views] = p
+    for name, trained in several.items():
+        for size in sizes:
+            resized = Trained(trained.model, replace(trained.recipe, image_size=size))
+            predicted[name, size, 3] = predict.distributions(resized, faces, 3)
     if len(several) > 1:
         together = list(several.values())
         predicted["together", 0, 3] = predict.distributions(together, faces, 3)
-        if len({trained[1].backbone for trained in together}) == 1:
+        if len({trained.recipe.backbone for trained in together}) == 1:
             soup = averaged(together)
             p = predict.distributions(soup, faces, 3)
-            predicted["averaged weights", soup[1].image_size, 3] = p
+            predicted["averaged weights", soup.recipe.image_size, 3] = p
     rows = []
     for (name, size, views), p in predicted.items():
         for decoding, table in decoded(faces, p).items():
@@ -70,13 +67,19 @@ def compare(runs: list[Path], faces: pd.DataFrame, sizes: list[int]) -> pd.DataF
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dataset", type=Path, help="folder of faces in the competition's layout"
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[], help="of faces, pixels a side"
+    )
     asked = parser.parse_args()
-    faces = data.split(data.read_train(asked.dataset), 10, seed=0)
-    table = compare(asked.runs, faces[faces["fold"] == 0], asked.sizes)
+    _, held_out = data.hold_out(data.read_train(asked.dataset))
+    table = compare(asked.runs, held_out, asked.sizes)
     table.to_csv(asked.runs[0].parent / "decoding.csv", index=False)
     print(table.to_string())
 

@@ -1,0 +1,86 @@
+"""What was measured on the real faces, as tables; no face is among them.
+
+data/results says how each was made. They come with the wheel, too.
+"""
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import pandas as pd
+
+from agelib import env
+
+
+def faces() -> pd.Series:
+    """What `quality.census` counted among the competition's faces."""
+    return _read("faces.csv").set_index("measure")["value"]
+
+
+def ages() -> pd.DataFrame:
+    """The ages of the 21,340 labelled faces: `age` in years, one row a face."""
+    counted = _read("ages.csv")
+    age = counted["age"].repeat(counted["faces"])
+    return age.to_frame().reset_index(drop=True)
+
+
+def history(run: str) -> pd.DataFrame:
+    """One row an epoch of "cpu", "quick" or "lite0", as `train.fit` returns it."""
+    return _read(f"{run}/history.csv")
+
+
+def validation(run: str) -> pd.DataFrame:
+    """The 2,135 held-out faces, as "cpu", "quick", "lite0" or "best" predicted them.
+
+    Columns `age`, `pred_age`, `low` and `high`, in years.
+    """
+    return _read(f"{run}/validation.csv")[["age", "pred_age", "low", "high"]]
+
+
+def held_out() -> pd.Series:
+    """The digests of these faces, as `data.read_train` gives them."""
+    return _read("cpu/validation.csv")["digest"]
+
+
+def ablation() -> pd.DataFrame:
+    """What one changed choice costs, in years, one row a choice, grouped and sorted.
+
+    Returns:
+        `group`, `change`, `seeds`, `mae` (their mean) and `difference` to the recipe
+        unchanged, over the same seeds and faces, with its 95% interval `low`..`high`.
+    """
+    runs = _read("ablation.csv")
+    variant = runs["run"].str.rsplit("/", n=1).str[0]
+    table = runs.groupby(variant).agg(
+        seeds=("run", "size"),
+        mae=("mae", "mean"),
+        difference=("of_all_seeds", "first"),
+        low=("of_all_seeds_low", "first"),
+        high=("of_all_seeds_high", "first"),
+    )
+    named = _read("ablation_groups.csv").set_index("run")
+    return named.join(table).reset_index(drop=True)
+
+
+def decoding() -> pd.DataFrame:
+    """The error by faces' size, number of views, and how an age is read off."""
+    return _read("decoding.csv")
+
+
+def detectors() -> pd.DataFrame:
+    """The share of 160 faces that each face detector finds, by size, turn and age."""
+    return _read("detectors.csv").set_index("share of faces found")
+
+
+def framing() -> pd.DataFrame:
+    """What finding and cropping a face again costs, in years, by how it is framed."""
+    return _read("framing.csv").set_index("faces")
+
+
+def _read(name: str) -> pd.DataFrame:
+    return pd.read_csv(_folder().joinpath(name).open("rb"))
+
+
+def _folder() -> Traversable:
+    """In a wheel beside the modules, in a clone in `data/results`."""
+    installed = resources.files("agelib") / "measured"
+    return installed if installed.is_dir() else env.HOME / "data" / "results"

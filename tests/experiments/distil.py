@@ -1,0 +1,83 @@
+"""A network that learns from others: distil.py DATASET OUT MODEL [MODEL ...].
+
+A label is one opinion about a face, and often years off; what trained networks say of
+it, though they have seen that label, may be nearer to what most would say. The student
+is the Lite0 of the recipe `cpu`, trained anew for 20 epochs of up to 160 px, on a tenth
+of the label and nine tenths of the teachers' mean distribution (Hinton et al. 2015;
+born-again networks, Furlanello et al. 2018). The teachers must have held out the same
+faces. OUT is a run's folder, with `model.safetensors` of the best epoch. A run that was
+interrupted goes on.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn.functional import cross_entropy
+
+from agelib import data, model, predict, recipe, train
+from agelib.ages import N_AGES, soft_labels
+from agelib.loop import Loop
+from agelib.recipe import Recipe
+
+STUDENT = replace(recipe.get("cpu"), name="student", epochs=20, image_size=160, seed=2)
+SHARE_OF_TEACHERS = 0.9
+
+
+def taught_loss(
+    outputs: torch.Tensor, age: torch.Tensor, taught: torch.Tensor, recipe: Recipe
+) -> torch.Tensor:
+    """`ages.age_loss` to the mean of the label's Gaussian and what the teachers say.
+
+    Args:
+        outputs: logits (faces, 101).
+        age: true ages in years (faces,).
+        taught: the teachers' probabilities (faces, 101).
+    """
+    label = soft_labels(age, recipe.label_std)
+    target = SHARE_OF_TEACHERS * taught + (1 - SHARE_OF_TEACHERS) * label
+    ages = torch.arange(N_AGES, dtype=torch.float32, device=age.device)
+    shift = ((outputs.softmax(1) - target) * ages).sum(1)
+    return cross_entropy(outputs, target) + recipe.l1_weight * shift.abs().mean()
+
+
+def student_loop(taught: torch.Tensor) -> type[Loop]:
+    """The training loop for faces of which the teachers say (faces, 101)."""
+
+    class StudentLoop(Loop):
+        def batch_loss(
+            self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+        ) -> torch.Tensor:
+            of_these = taught[rows.cpu()].to(age.device)
+            return taught_loss(self.ddp(images), age, of_these, self.recipe)
+
+    return StudentLoop
+
+
+def distil(
+    student: Recipe, teachers: list[model.Trained], faces: pd.DataFrame, run: Path
+) -> pd.DataFrame:
+    """Trains a student of the teachers in the folder `run`; its history."""
+    train_faces, validation = data.hold_out(faces, student.folds)
+    taught = torch.from_numpy(predict.distributions(teachers, train_faces))
+    return train.fit(student, train_faces, validation, run, loop=student_loop(taught))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dataset", type=Path, help="folder of faces in the competition's layout"
+    )
+    parser.add_argument("out", type=Path, help="folder of the student's run")
+    parser.add_argument("models", type=Path, nargs="+", help="the teachers' files")
+    asked = parser.parse_args()
+    teachers = [model.load(path) for path in asked.models]
+    distil(STUDENT, teachers, data.read_train(asked.dataset), asked.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,584 @@
+"""The experiments and the benchmark run on a few faces, and write what they promise."""
+
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from agelib import ages, data, files, metrics, model, predict, runs
+from agelib.model import Trained
+from tests.conftest import TINY, untrained, write_dataset, write_weights
+
+HERE = Path(__file__).parent
+SAMPLE = HERE.parent / "data" / "sample"
+# the fixture's faces are noise of one grey
+pytestmark = pytest.mark.filterwarnings("ignore:.*hardly show a face")
+
+
+def load(name: str, folder: str = "experiments") -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, HERE / folder / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def call(monkeypatch) -> Callable:
+    """A function that runs a script as its command line does."""
+
+    def main(script: ModuleType, *words: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
+        script.main()
+
+    return main
+
+
+@pytest.fixture
+def beside(monkeypatch) -> Callable:
+    """`load` for the scripts that import another script."""
+    monkeypatch.syspath_prepend(HERE / "experiments")
+    return load
+
+
+def distributions(seed: int, table: pd.DataFrame, views: int) -> np.ndarray:
+    return predict.distributions(Trained(untrained(seed=seed), TINY), table, views)
+
+
+@pytest.fixture
+def models(tmp_path) -> list[Path]:
+    """The files of two untrained models, in the folders `run-0` and `run-1`."""
+    files = [tmp_path / f"run-{seed}" / runs.MODEL for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        file.parent.mkdir()
+        model.save(untrained(seed=seed), TINY, file)
+    return files
+
+
+@pytest.fixture
+def held_out(dataset) -> pd.DataFrame:
+    return data.hold_out(data.read_train(dataset))[1]
+
+
+# -- ablation: one short training of each variant --------------------------------------
+
+ABLATION = load("ablation")
+SMALL = {"backbone": TINY.backbone, "epochs": 1, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> Iterator[Callable]:
+    """A function that trains a variant with a small network, once; the run's folder."""
+    home = tmp_path_factory.mktemp("ablation")
+    faces = write_dataset(home / "faces")
+
+    def train(name: str) -> Path:
+        run = home / "runs" / name
+        size = max(32, ABLATION.VARIANTS[name].recipe.first_size)
+        if not run.exists():
+            ABLATION.train_one(name, 0, faces, run, image_size=size, **SMALL)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGELIB_WEIGHTS", str(write_weights(home / "weights")))
+        yield train
+
+
+def outcome(run: Path) -> tuple[float, float]:
+    (epoch,) = pd.read_csv(run / runs.HISTORY).to_dict("records")
+    return epoch["train_loss"], epoch["val_mae"]
+
+
+@pytest.mark.parametrize("name", ABLATION.VARIANTS)
+def test_each_variant_trains_and_is_not_the_base(small_run, name):
+    if "doubtful" in name:
+        pytest.importorskip("cleanlab", reason="cleanlab finds the doubtful labels")
+    run = small_run(name)
+    assert np.isfinite(outcome(run)).all()
+    noted = json.loads((run / runs.RECIPE).read_text())
+    assert (noted["name"], noted["seed"], noted["folds"]) == (name, 0, 10)
+    assert len(pd.read_csv(run / runs.VALIDATION)) == 4
+    # here all faces are as small, and no two are copies
+    same = name in ("base", "128 px", "no disagreeing copies")
+    assert (outcome(run) == outcome(small_run("base"))) == same
+
+
+@pytest.fixture
+def answers() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Logits and ages of two faces, and the probabilities in double precision."""
+    logits = torch.randn(2, 101, generator=torch.Generator().manual_seed(0))
+    p = np.exp(logits.numpy().astype(float))
+    return logits, torch.tensor([30.0, 116.0]), p / p.sum(1, keepdims=True)
+
+
+def test_the_losses_of_classes_are_those_of_their_papers(answers):
+    logits, age, p = answers
+    # an age above 100 is learned as 100
+    of_class = -np.log([p[0, 30], p[1, 100]]).mean()
+    assert ABLATION.one_hot(logits, age, TINY) == pytest.approx(of_class, rel=1e-5)
+    quarter = torch.tensor([30.25, 116.0])
+    between = -(0.75 * np.log(p[0, 30]) + 0.25 * np.log(p[0, 31]) + np.log(p[1, 100]))
+    found = ABLATION.two_hot(logits, quarter, TINY)
+    assert found == pytest.approx(between / 2, rel=1e-5)
+    years = np.arange(101)
+    mean = p @ years
+    variance = p @ years**2 - mean**2
+    error = ((mean - (30, 100)) ** 2).mean() / 2
+    expected = of_class + 0.2 * error + 0.05 * variance.mean()
+    found = ABLATION.mean_variance(logits, age, TINY)
+    assert found == pytest.approx(expected, rel=1e-4)
+    older = 1 - p.cumsum(1)[:, :-1]
+    is_older = np.array([[30], [116]]) > years[:-1]
+    expected = -np.log(np.where(is_older, older, 1 - older)).sum(1).mean()
+    assert ABLATION.ordinal(logits, age, TINY) == pytest.approx(expected, rel=1e-3)
+
+
+def test_labels_where_ages_are_heaped_are_wider(answers):
+    logits, _, _ = answers
+    age = torch.tensor([26.0, 27.0])
+    apart = [
+        ages.age_loss(logits[[face]], age[[face]], replace(TINY, label_std=std))
+        for face, std in ((0, 3.0), (1, TINY.label_std))
+    ]
+    found = ABLATION.wide_where_heaped(logits, age, TINY)
+    assert found == pytest.approx(sum(apart).item() / 2, rel=1e-5)
+
+
+def test_rare_ages_weigh_as_their_number_in_training_says(answers):
+    logits, age, _ = answers
+    # 36 faces of 30 years; of 100 years and more fewer than the least that counts, 20
+    faces = pd.DataFrame({"age": [30] * 36 + [100, 116]})
+    apart = [ages.age_loss(logits[[face]], age[[face]], TINY).item() for face in (0, 1)]
+    expected = np.average(apart, weights=[36**-0.5, 20**-0.5])
+    found = ABLATION.weighted(faces, power=0.5)(logits, age, TINY)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_mixup_draws_a_share_and_leaves_the_steps_random_numbers(
+    tiny, tables, tmp_path
+):
+    training = ABLATION.Mixup(replace(tiny, seed=2), *tables, tmp_path / "run")
+    training.net.eval()
+    images, age, rows = next(iter(training.batches))
+    training.updates = 3
+    torch.manual_seed(5)
+    found = training.batch_loss(images, age, rows)
+    following = torch.rand(1)
+    torch.manual_seed(2 * 1_000_003 + 3 + 500_000)
+    share = torch.distributions.Beta(0.2, 0.2).sample().item()
+    mixed = share * images.float() + (1 - share) * images.flip(0).float()
+    of_each = [
+        ages.age_loss(training.net(mixed), a, tiny).item() for a in (age, age.flip(0))
+    ]
+    assert found.item() == pytest.approx(
+        np.average(of_each, weights=[share, 1 - share])
+    )
+    torch.manual_seed(5)
+    assert torch.rand(1) == following
+    training.close()
+
+
+def test_layer_decay_slows_the_early_layers(tiny, tables, tmp_path):
+    training = ABLATION.LayerDecay(tiny, *tables, tmp_path / "run")
+    scales = [group["lr_scale"] for group in training.optimizer.param_groups]
+    powers = np.log(scales) / np.log(0.85)
+    assert (min(powers.round(6)), max(powers) > 3) == (0, True)
+    np.testing.assert_allclose(powers, powers.round(), atol=1e-6)
+    training.close()
+
+
+def test_copies_whose_ages_differ_are_left_out():
+    faces = pd.DataFrame({"digest": list("aabbc"), "age": [3, 4, 5, 5, 6]})
+    left = ABLATION.without_disagreeing_copies(faces, TINY, Path())
+    assert left["age"].tolist() == [5, 5, 6]
+
+
+def test_a_variant_is_judged_beside_the_base_of_its_seed():
+    predicted = pd.DataFrame(
+        {
+            "age": [20.0, 40.0],
+            "base/0": [22.0, 44.0],
+            "base/1": [26.0, 40.0],
+            "new/0": [21.0, 43.0],
+            "new/1": [20.0, 40.0],
+        }
+    )
+    trained = pd.DataFrame({"run": list(predicted)[1:], "epochs": 3, "minutes": 1.5})
+    judged = ABLATION.judge(predicted, trained).set_index("run")
+    # errors: 2 and 4, 6 and 0; 1 and 3, 0 and 0
+    assert judged["mae"].to_dict() == {"base/0": 3, "base/1": 3, "new/0": 2, "new/1": 0}
+    assert judged["against_base"].tolist() == [0, 0, -1, -3]
+    assert judged["of_all_seeds"].tolist() == [0, 0, -2, -2]
+    # of the face that gained 1 and 6, and of that which gained 1 and 0
+    interval = judged.loc["new/1", ["of_all_seeds_low", "of_all_seeds_high"]]
+    assert interval.tolist() == [-3.5, -0.5]
+    assert judged.loc["new/0", "within_5"] == 1
+
+
+def test_the_ablation_trains_what_is_not_in_its_tables_and_judges_all(
+    call, dataset, tiny, tmp_path, monkeypatch
+):
+    for name in ("base", "l1_weight 0"):
+        small = replace(ABLATION.VARIANTS[name].recipe, image_size=32, **SMALL)
+        monkeypatch.setitem(ABLATION.VARIANTS, name, ABLATION.Variant(small))
+    started = []
+
+    def run_here(command, check, env):
+        """In place of a process for each training."""
+        started.append((command[-2], env["OMP_NUM_THREADS"]))
+        call(ABLATION, *command[2:])
+
+    monkeypatch.setattr(ABLATION.subprocess, "run", run_here)
+    out = tmp_path / "out"
+    call(ABLATION, dataset, out, "base/0")
+    call(ABLATION, dataset, out, "base/0", "l1_weight 0/0")
+    assert started == [("base/0", "1"), ("l1_weight 0/0", "1")]
+    judged = pd.read_csv(out / "ablation.csv")
+    assert judged["run"].tolist() == ["base/0", "l1_weight 0/0"]
+    assert judged["epochs"].tolist() == [1, 1]
+    told = pd.read_csv(out / "ablation_ages.csv")
+    assert list(told) == ["file_id", "age", "base/0", "l1_weight 0/0"]
+    error = (told["base/0"] - told["age"]).abs().mean()
+    assert judged["mae"][0] == pytest.approx(error, abs=1e-3)
+    kept = pd.read_csv(out / "runs" / "base-0" / "history.csv")
+    assert judged["mae"][0] == pytest.approx(kept["val_mae"].min(), abs=0.01)
+    with pytest.raises(SystemExit):
+        call(ABLATION, dataset, out, "faster/0")
+
+
+# -- others that train or predict ------------------------------------------------------
+
+
+def test_a_student_learns_a_tenth_of_the_label_and_the_rest_of_its_teachers(answers):
+    distil = load("distil")
+    logits, age, p = answers
+    taught = np.eye(101, dtype="float32")[[10, 20]]
+    labels = [stats.norm(a, 1.5).pdf(np.arange(101)) for a in (30, 100)]
+    target = 0.9 * taught + 0.1 * np.array([row / row.sum() for row in labels])
+    shift = np.abs((p - target) @ np.arange(101)).mean()
+    expected = -(target * np.log(p)).sum(1).mean() + TINY.l1_weight * shift
+    found = distil.taught_loss(logits, age, torch.from_numpy(taught), TINY)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
+    call, dataset, tiny, models, tmp_path, monkeypatch
+):
+    distil = load("distil")
+    monkeypatch.setattr(distil, "STUDENT", replace(tiny, name="student", epochs=1))
+    asked = []
+
+    def loss(outputs, age, taught, recipe):
+        asked.append((age, taught))
+        return ages.age_loss(outputs, age, recipe)
+
+    monkeypatch.setattr(distil, "taught_loss", loss)
+    call(distil, dataset, tmp_path / "out", *models)
+    assert pd.read_csv(tmp_path / "out" / "history.csv")["epoch"].tolist() == [1]
+    train_faces, _ = data.hold_out(data.read_train(dataset))
+    both = [distributions(seed, train_faces, TINY.views_at_test) for seed in (0, 1)]
+    taught = dict(zip(train_faces["age"], np.mean(both, axis=0), strict=True))
+    # all ages are different
+    for age, shares in ((a, s) for batch in asked for a, s in zip(*batch, strict=True)):
+        np.testing.assert_allclose(shares, taught[age.item()], atol=1e-6)
+
+
+def test_the_ensemble_says_the_median_of_the_mean_distribution(
+    call, dataset, models, held_out, tmp_path, capsys
+):
+    call(load("ensemble"), dataset, tmp_path / "out", *models, "--views", 2)
+    both = [distributions(seed, held_out, views=2) for seed in (0, 1)]
+    expected = ages.quantile(np.mean(both, axis=0), 0.5)
+    together = pd.read_csv(tmp_path / "out" / "validation.csv")
+    assert together["path"].tolist() == ("train/" + held_out["file_id"]).tolist()
+    np.testing.assert_allclose(together["pred_age"], expected, atol=2e-3)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split()[:2] == ["faces", "mae"]
+    *alone, last = (line.split() for line in told[1:])
+    assert [row[0] for row in alone] == list(map(str, models))
+    assert last[0] == "together"
+    assert float(last[2]) == pytest.approx(metrics.mae(together), abs=2e-3)
+    submission = pd.read_csv(tmp_path / "out" / "submission.csv")
+    template = pd.read_csv(dataset / "submission.csv")
+    assert submission["file_id"].equals(template["file_id"])
+
+
+def test_decoding_compares_medians_means_and_modes_of_each_view_and_size(
+    call, dataset, models, held_out, tmp_path
+):
+    folders = [file.parent for file in models]
+    call(load("decoding"), dataset, *folders, "--sizes", 48)
+    table = pd.read_csv(tmp_path / "decoding.csv")
+    assert list(table)[:5] == ["model", "size", "views", "decoding", "mae"]
+    # two models in four numbers of views and at another size, then both together
+    assert len(table) == (2 * 4 + 2 * 1 + 2) * 3
+    told = table.set_index(["model", "size", "views", "decoding"])["mae"]
+    p = distributions(0, held_out, views=2)
+    years = {
+        "median": ages.quantile(p, 0.5),
+        "mean": (p * np.arange(101)).sum(1),
+        "mode": np.argmax(p, axis=1),
+    }
+    for way, answer in years.items():
+        error = np.abs(answer - held_out["age"]).mean()
+        assert told["run-0", 32, 2, way] == pytest.approx(error, abs=2e-3)
+    both = [distributions(seed, held_out, views=3) for seed in (0, 1)]
+    error = np.abs(ages.quantile(np.mean(both, 0), 0.5) - held_out["age"]).mean()
+    assert told["together", 0, 3, "median"] == pytest.approx(error, abs=2e-3)
+    assert {"run-0", "run-1", "together", "averaged weights"} == set(table["model"])
+
+
+def test_averaged_weights_are_the_mean_and_leave_the_models_alone():
+    decoding = load("decoding")
+    several = [Trained(untrained(seed=seed), TINY) for seed in (0, 1)]
+    first, second = (trained.model.backbone.conv_stem.weight for trained in several)
+    before = first.clone()
+    mean = decoding.averaged(several).model.backbone.conv_stem.weight
+    torch.testing.assert_close(mean, (before + second) / 2)
+    assert torch.equal(first, before)
+
+
+# -- faces in larger photos ------------------------------------------------------------
+
+
+def test_as_many_training_faces_of_each_decade_are_taken(beside):
+    faces = beside("scenes").sample(SAMPLE, per_band=2)
+    assert faces["band"].value_counts().to_dict() == dict.fromkeys(range(0, 80, 10), 2)
+    decade = (faces["age"] // 10 * 10).where(faces["age"] < 70, 70)
+    assert decade.tolist() == faces["band"].tolist()
+    learned, _ = data.hold_out(data.read_train(SAMPLE))
+    assert set(faces["path"]) <= set(learned["path"])
+
+
+def test_a_face_lies_in_the_scene_where_it_is_told(beside, tmp_path):
+    for name, colour in (("red", (255, 0, 0)), ("white", (255, 255, 255))):
+        Image.new("RGB", (50, 50), colour).save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / f"{name}.png") for name in ("white", "red")]
+    rng = np.random.default_rng(0)
+    picture, truth = beside("scenes").scene(paths, rng, (100, 120), (10, 20))
+    assert picture.size == (1000, 700)
+    pixels = np.asarray(picture)
+    for (x, y, side, turn), colour in zip(truth, ([255] * 3, [255, 0, 0]), strict=True):
+        assert (100 <= side <= 120, 10 <= abs(turn) <= 20) == (True, True)
+        # the circle inside the square, however that is turned
+        down, across = np.ogrid[:700, :1000]
+        inside = np.hypot(across - x, down - y) < side / 2 - 3
+        assert (np.abs(pixels[inside].astype(int) - colour) < 3).all()
+
+
+def test_a_box_is_a_face_that_it_lies_on_and_is_about_as_large_as(beside):
+    truth = np.array([[100.0, 100, 80, 0], [300, 100, 80, 5]])
+    boxes = np.array(
+        [
+            [60, 60, 80, 80],  # the first face exactly
+            [65, 60, 80, 80],  # it again, a little off
+            [281, 60, 80, 80],  # more than a quarter of a side off the second
+            [290, 90, 20, 20],  # on it, but too small
+        ],
+        dtype=float,
+    )
+    match = beside("scenes").match
+    assert match(boxes, truth) == [0, None]
+    assert match(boxes[1:], truth) == [0, None]
+    boxes[2, 0] = 279
+    assert match(boxes, truth) == [0, 2]
+    assert match(boxes[:0], truth) == [None, None]
+
+
+@pytest.fixture
+def detectors(beside):
+    return beside("detectors")
+
+
+def corners(truth: np.ndarray) -> np.ndarray:
+    x, y, side, _ = truth.T
+    return np.stack([x - side / 2, y - side / 2, side, side], 1)
+
+
+def test_detectors_are_compared_by_what_they_find(detectors, monkeypatch):
+    """One that finds all faces and something else, and one that finds nothing."""
+    faces, places = detectors.sample(SAMPLE, per_band=1), []
+
+    def scene(*given):
+        picture, truth = paste(*given)
+        places.append(truth)
+        return picture, truth
+
+    paste = detectors.scene
+    monkeypatch.setattr(detectors, "scene", scene)
+    some = {
+        "all": lambda image: np.vstack([corners(places[-1]), [[0, 0, 9, 9]]]),
+        "none": lambda image: np.zeros((0, 4)),
+    }
+    names = ["middle, 90 to 140 px", "middle, turned 90°"]
+    conditions = {name: detectors.CONDITIONS[name] for name in names}
+    sought, pictures = detectors.search(faces, some, conditions)
+    # eight faces are two pictures
+    assert (len(sought), len(pictures)) == (2 * 2 * 8, 2 * 2 * 2)
+    table = detectors.compared(sought, pictures, {"all": 13, "none": 0})
+    assert list(table) == ["all", "none"]
+    assert table.loc[names, "all"].tolist() == [1, 1]
+    assert table.loc["upright, 70 years and over"].tolist() == [1, 0]
+    assert table.loc["extra boxes a picture"].tolist() == [1, 0]
+    assert table.loc["boxes on faceless photos"].tolist() == [13, 0]
+    bands = [name for name in table.index if name.startswith("upright")]
+    assert bands[:2] == ["upright, 0 to 9 years", "upright, 10 to 19 years"]
+    assert len(bands) == 8
+    assert table.index[-1] == "seconds a picture"
+
+
+@pytest.mark.parametrize("name", ["MTCNN", "OpenCV Haar alt2"])
+def test_the_detectors_that_agelib_installs_find_drawn_faces(detectors, name):
+    found = detectors.five_points
+    if name != "MTCNN":
+        found = detectors.haar_cascade("frontalface_alt2")
+    faces = detectors.sample(SAMPLE, per_band=1).head(6)
+    picture, truth = detectors.scene(
+        faces["path"].tolist(), np.random.default_rng(0), detectors.MIDDLE
+    )
+    boxes = found(np.asarray(picture))
+    assert sum(row is not None for row in detectors.match(boxes, truth)) >= 4
+    assert found(np.zeros((200, 300, 3), "uint8")).shape == (0, 4)
+
+
+def test_all_detectors_of_the_published_table_are_there(detectors):
+    pytest.importorskip("dlib", reason="dlib-bin is no part of agelib")
+    pytest.importorskip("skimage", reason="scikit-image is no part of agelib")
+    published = pd.read_csv(HERE.parent / "data" / "results" / "detectors.csv")
+    assert list(published)[1:] == list(detectors.candidates())
+
+
+def test_framing_compares_faces_that_are_found_and_cropped_again(
+    call, beside, models, tmp_path, capsys
+):
+    """With a model of noise, on drawn faces."""
+    framing = beside("framing")
+    out = tmp_path / "framing.csv"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*an age of it means little")
+        call(framing, SAMPLE, models[0], out, "--faces", 6, "--per-band", 1)
+    table = pd.read_csv(out)
+    assert table["faces"].tolist() == [*framing.PICTURES, *framing.OFF]
+    assert (table["found"] >= 0.5).all()
+    _, held_out = data.hold_out(data.read_train(SAMPLE))
+    six = held_out.sample(6, random_state=0)
+    p = distributions(0, six, TINY.views_at_test)
+    error = np.abs(ages.quantile(p, 0.5) - six["age"]).mean()
+    whole = table.tail(len(framing.OFF))
+    np.testing.assert_allclose(whole["mae_original"], error, atol=2e-3)
+    assert (whole["mean_change"] > 0).all()
+    # where the eyes are, the nose and the mouth: two rows of shares, across and down
+    shares = capsys.readouterr().out.splitlines()[0].replace("[", "").replace("]", "")
+    assert np.array(shares.split(), float).reshape(2, 5)[1, 2] == pytest.approx(
+        0.52, abs=0.1
+    )
+
+
+# -- tables and pictures ---------------------------------------------------------------
+
+
+def test_faces_counts_what_is_in_a_dataset(call, dataset, tmp_path):
+    call(load("faces"), dataset, tmp_path)
+    counted = pd.read_csv(tmp_path / "ages.csv")
+    assert counted["age"].tolist() == list(range(1, 80, 2))
+    assert counted["faces"].tolist() == [1] * 40
+    told = pd.read_csv(tmp_path / "faces.csv").set_index("measure")["value"]
+    assert (told["training faces"], told["test faces"]) == (40, 5)
+    # the constant says 40
+    assert told["error of the constant, years"] == 20
+
+
+def test_charts_are_drawn_from_the_tables(call, dataset, tmp_path, monkeypatch):
+    charts = load("charts")
+    results, run = tmp_path / "results", tmp_path / "run"
+    shutil.copytree(
+        charts.RESULTS, results, ignore=shutil.ignore_patterns("*.png", "*.jpg")
+    )
+    monkeypatch.setattr(charts, "RESULTS", results)
+    learned, judged = data.hold_out(data.read_train(SAMPLE), folds=4)
+    runs.claim(run, replace(TINY, folds=4), learned, judged)
+    predicted = judged.assign(pred_age=judged["age"], low=0.0, high=100.0)
+    files.write_csv(predicted, run / runs.VALIDATION)
+    call(charts, dataset, "--sample", run)
+    drawn = {
+        f"{file.parent.name}/{file.name}"
+        for end in ("png", "jpg")
+        for file in results.glob(f"**/*.{end}")
+    }
+    assert drawn >= {
+        "cpu/pred_vs_true.png",
+        "cpu/error_by_age.png",
+        "cpu/within_years.png",
+        "quick/pred_vs_true.png",
+        "quick/error_by_age.png",
+        "results/sample_faces.jpg",
+    }
+    with pytest.raises(SystemExit):
+        call(charts)
+
+
+# -- the benchmark ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def speed(tmp_path, monkeypatch) -> ModuleType:
+    """The script with turns of no time, and a file of its own."""
+    script = load("speed", "benchmarks")
+    monkeypatch.setattr(script, "SECONDS", 0)
+    monkeypatch.setattr(script, "CSV", tmp_path / "speed.csv")
+    monkeypatch.setenv("AGELIB_RUNS", str(tmp_path))
+    monkeypatch.delenv("AGELIB_DATA", raising=False)
+    return script
+
+
+def test_each_line_of_the_benchmark_can_be_called(speed):
+    for line in speed.LINES:
+        for command in filter(None, (line.ours, line.other)):
+            function, *given = command.split()
+            inspect.signature(getattr(speed, function)).bind(*given)
+
+
+def test_the_benchmark_trains_in_agelibs_way_and_in_the_plain_one(call, speed, capsys):
+    call(speed, "--call", "our_training", TINY.backbone, 32, 8, 0)
+    assert float(capsys.readouterr().out) > 0
+    assert speed.plain_training(TINY.backbone, 32) > 0
+
+
+def test_the_benchmark_keeps_the_best_of_several_rounds(call, speed, monkeypatch):
+    told = {"our_prediction": [30.0, 50.0, 40.0], "plain_prediction": [9.0, 8.0, 10.0]}
+    monkeypatch.setattr(speed, "_run", lambda call, alone: [told[call].pop()])
+    call(speed, "prediction by")
+    call(speed, "no such line")
+    (row,) = pd.read_csv(speed.CSV, keep_default_na=False).to_dict("records")
+    assert row["measure"].startswith("prediction by Lite0")
+    assert (row["ours"], row["other"], row["ratio"]) == (50, 10, 5)
+
+
+def test_a_line_measured_again_takes_the_place_of_the_earlier_one(speed):
+    measures = [line.measure for line in speed.LINES]
+    for at, ours in ((3, 1.0), (0, 2.0), (3, 3.0)):
+        speed.keep({"measure": measures[at], "ours": ours})
+    table = pd.read_csv(speed.CSV)
+    assert table["measure"].tolist() == [measures[0], measures[3]]
+    assert table["ours"].tolist() == [2, 3]
+
+
+def test_the_benchmarks_faces_are_repeated_if_there_are_fewer(speed):
+    table = speed.faces(300)
+    assert len(table) == 300
+    assert table["path"].nunique() < 300
+    assert all(os.path.isfile(path) for path in table["path"].head(5))
