@@ -109,7 +109,8 @@ def _wheel(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as copy:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(env.HOME / name, copy)
-        shutil.copytree(env.HOME / "agelib", Path(copy, "agelib"))
+        for name in ("agelib", "data/results"):
+            shutil.copytree(env.HOME / name, Path(copy, name))
         pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
         # setuptools is installed already, and there may be no network
         subprocess.run(

@@ -194,6 +194,7 @@ def beside(
         plot(table, ax=ax)
         ax.set_title(f"{name}\n{ax.get_title()}")
         ax.tick_params("y", labelleft=True)
+        ax.tick_params("x", labelsize="x-small")
     return axes
 
 

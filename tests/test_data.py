@@ -413,3 +413,12 @@ def test_folds_of_many_faces_are_those_of_scikit_learn():
     _, first = next(splitter.split(table, band, table["digest"]))
     fold = data.split(table)["fold"]
     assert np.flatnonzero(fold == 0).tolist() == first.tolist()
+
+
+def test_a_folder_may_have_no_test_faces_where_they_are_optional(dataset):
+    (dataset / "submission.csv").unlink()
+    table = data.read_test(dataset, optional=True)
+    assert table.empty
+    assert list(table) == ["file_id", "path", "digest"]
+    with pytest.raises(FileNotFoundError, match=r"submission\.csv"):
+        data.read_test(dataset)

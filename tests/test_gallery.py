@@ -113,12 +113,13 @@ def test_a_missing_column_or_an_empty_table_is_named(faces, function, column):
         function(faces.head(0))
 
 
-def test_people_are_framed_under_their_age_and_interval():
+def test_people_are_framed_under_their_number_age_and_interval():
     photo = Image.new("RGB", (400, 300))
     table = pd.DataFrame({"x": [100.0, 300], "y": [200.0, 40], "side": [100.0, 60]})
     table = table.assign(turn=[0.0, 90], pred_age=[30.4, 7], low=[20, 2], high=[41, 12])
+    table.index = [1, 2]
     ax = gallery.people(photo, table)
-    assert [t.get_text() for t in ax.texts] == ["30\n20 to 41", "7\n2 to 12"]
+    assert [t.get_text() for t in ax.texts] == ["1: 30\n20 to 41", "2: 7\n2 to 12"]
     # each frame is drawn twice, for a white edge; its first corner is the top left
     first, second = (np.transpose(line.get_data()) for line in ax.lines[::2])
     corners = np.array([(50, 150), (150, 150), (150, 250), (50, 250)])
@@ -144,3 +145,36 @@ def test_people_of_a_large_photo_stay_apart_and_its_pixels_few():
     assert left.x1 < right.x0
     with pytest.raises(ValueError, match="no column 'turn'"):
         gallery.people(photo, table.drop(columns="turn"))
+
+
+def test_faces_that_have_numbers_bear_them(faces):
+    numbered = faces.set_axis(pd.RangeIndex(1, 4, name="face"))
+    for table, titles in ((faces, ["", "", ""]), (numbered, ["1", "2", "3"])):
+        axes = gallery.age_distributions(table, np.full((3, 101), 1 / 101))
+        assert [ax.get_title() for ax in axes[:, 0]] == titles
+
+
+def test_answers_stand_over_the_label_each_under_its_name(faces):
+    label, answer = np.eye(101)[26], np.full(101, 1 / 101)
+    photo, ax = gallery.answers(faces["path"][2], label, {"untrained": answer})
+    assert photo.images[0].get_array()[0, 0, 0] == 100
+    (line,) = ax.lines
+    assert np.array_equal(line.get_ydata(), answer)
+    assert (ax.get_xlim(), ax.get_xlabel()) == ((0, 100), "age, years")
+    assert [t.get_text() for t in ax.get_legend().texts] == ["label", "untrained"]
+
+
+def test_occlusion_maps_lie_over_their_photos_on_one_scale(faces):
+    maps = np.zeros((3, 5, 5))
+    maps[1, 0, 4], maps[2, 4, 0] = -8, 4
+    axes = gallery.occlusion_maps(faces, maps)
+    assert [ax.get_title() for ax in axes[0]] == ["4 → 5", "6 → 6", "26 → 30"]
+    for ax, years in zip(axes[1], maps, strict=True):
+        photo, drawn = ax.images
+        assert np.array_equal(drawn.get_array(), years)
+        assert drawn.get_clim() == (-8, 8)
+        # the first cell's centre is the photo's upper left corner
+        assert drawn.get_extent() == [-0.125, 1.125, 1.125, -0.125]
+        assert photo.get_extent() == [0, 1, 1, 0]
+    with pytest.raises(ValueError, match="shorter"):
+        gallery.occlusion_maps(faces, maps[:2])

@@ -27,6 +27,16 @@ def test_an_item_is_the_resized_rgb_image_its_age_and_its_row(dataset):
     assert images.float().mean() == pytest.approx(40 + 2 * 13, abs=2)
 
 
+def test_a_batch_holds_the_faces_as_the_last_epoch_learns_them(dataset):
+    faces = data.read_train(dataset).iloc[[6, 2]]
+    recipe = replace(RECIPES["cpu"], first_size=32, image_size=64, epochs=2)
+    images, ages = loading.batch(faces, recipe)
+    assert ages.tolist() == [13, 5]
+    learned = loading.Faces(faces, 64, recipe)
+    assert torch.equal(images, torch.stack([learned[1, row][0] for row in (0, 1)]))
+    assert images.shape == (2, 3, 64, 64)
+
+
 def test_a_face_has_six_views_half_of_them_mirrored_some_closer_some_wider(dataset):
     faces = data.read_train(dataset)
     rows = np.arange(50, 250, dtype="uint8")

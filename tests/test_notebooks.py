@@ -30,7 +30,8 @@ def cells(name: str, kind: str | None = None) -> list[nbformat.NotebookNode]:
 
 
 def code_lines(cell: nbformat.NotebookNode) -> list[str]:
-    return [line for line in cell.source.splitlines() if line.strip()]
+    lines = cell.source.splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def tree(name: str) -> ast.Module:

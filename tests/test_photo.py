@@ -83,8 +83,15 @@ def test_places_count_in_pixels_of_a_large_photo(wall):
 def test_a_photo_without_a_face_says_what_to_do():
     with pytest.raises(ValueError, match=r"No face found .* 3200 x 90 .* 50 pixels"):
         photo.find(Image.new("RGB", (3200, 90), "grey"))
-    with pytest.raises(ValueError, match=r"use faces\.whole"):
+    with pytest.raises(ValueError, match=r"use photo\.whole"):
         photo.find(Image.new("RGB", (1, 1)))
+
+
+def test_faces_are_numbered_from_left_to_right(wall):
+    found = photo.find(wall)
+    assert found.index.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert found.index.name == photo.whole(wall).index.name == "face"
+    assert found["x"].is_monotonic_increasing
 
 
 def test_a_whole_photo_is_its_middle_square():
@@ -172,7 +179,7 @@ def test_a_face_cropped_again_gets_its_earlier_file(wall, tmp_path):
     # also one by one
     for row in range(8):
         alone = photo.crop(wall, found.iloc[[row]], tmp_path)
-        assert alone["path"].item() == first["path"][row]
+        assert alone["path"].item() == first["path"].iloc[row]
     assert len(list(tmp_path.iterdir())) == 9
 
 
@@ -315,6 +322,10 @@ def test_the_upload_button_is_one_that_keeps_its_photo():
     button.set_state({"value": [sent("a.jpg", b"a")]})
     try:
         assert photo.uploaded(photo.upload_button().value) == ("a.jpg", b"a")
+        # and bears its name
+        assert button.description == "a.jpg"
+        button.set_state({"value": []})
+        assert button.description == "Your photo"
     finally:
         photo.upload_button.cache_clear()
 

@@ -187,7 +187,7 @@ def test_cumulative_score_has_a_line_a_predictor(ax):
     assert ours.get_ydata() == pytest.approx([0, 100 / 3, 200 / 3, 100, 100])
     assert median.get_ydata() == pytest.approx([100 / 3] * 5)
     assert legend(ax) == ["ours: 100% within 5 years", "median: 33% within 5 years"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("error at most, years", "faces, %")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("k, years", "faces, %")
 
 
 def test_history_curves_mark_the_best_epoch():
@@ -209,6 +209,46 @@ def test_history_curves_mark_the_best_epoch():
     assert [ax.get_ylabel() for ax in axes] == ["loss", "MAE, years", "learning rate"]
     with pytest.raises(ValueError, match="no column 'lr'"):
         plots.history_curves(history.drop(columns="lr"))
+
+
+def test_beside_draws_one_plot_of_each_table_under_its_name():
+    tables = {"mine": ages([20, 40], [21, 43]), "yours": ages([30], [30])}
+    axes = plots.beside(plots.pred_vs_true, tables)
+    titles = ["mine\nMAE 2.00 years, n = 2", "yours\nMAE 0.00 years, n = 1"]
+    assert [ax.get_title() for ax in axes] == titles
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_forest_orders_changes_by_group_and_colours_what_is_more_than_chance(ax):
+    table = pd.DataFrame(
+        {
+            "group": ["loss", "loss", "images"],
+            "change": ["a", "b", "c"],
+            "seeds": 1,
+            "difference": [0.3, 0.0, -0.2],
+            "low": [0.2, -0.1, -0.3],
+            "high": [0.5, 0.1, -0.1],
+        }
+    )
+    plots.forest(table, ax)
+    drawn = {}
+    for container in ax.containers:
+        dots, _, (reach,) = container
+        for x, y, ends in zip(*dots.get_data(), reach.get_segments(), strict=True):
+            colour = to_hex(dots.get_color())
+            drawn[y] = x, ends[0][0], ends[1][0], colour
+    rows = [drawn[y] for y in sorted(drawn)]
+    assert [row[:3] for row in rows] == [
+        pytest.approx(row)
+        for row in ((0.3, 0.2, 0.5), (0, -0.1, 0.1), (-0.2, -0.3, -0.1))
+    ]
+    red, blue = to_hex(plots.RED), to_hex(plots.BLUE)
+    assert [row[3] for row in rows] == [red, "#808080", blue]
+    # from top to bottom, and below their group's name
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    assert [t.get_text() for t in ax.texts] == ["loss", "images"]
+    assert ax.texts[0].get_position()[1] < min(drawn)
 
 
 def test_prediction_histogram_compares_shares_of_each(ax):

@@ -197,3 +197,40 @@ def test_flag_marks_the_lowest_tenth_of_the_reference():
     other = pd.DataFrame({"light": [5, 50], "sharpness": [50, 5]})
     assert quality.flag(other, known)["dark"].tolist() == [True, False]
     assert quality.flag(other, known)["blurred"].tolist() == [False, True]
+
+
+def test_census_by_hand(faces):
+    """Four photos: one in black and white, one twice with two ages, one also a test."""
+    grey = picture(3).convert("L")
+    train = faces(one=picture(0), two=picture(1), three=picture(2), grey=grey)
+    train = pd.concat([train, train.loc[["one"]]]).assign(age=[26.0, 26, 40, 60, 30])
+    train["path"] += ["", "", "", "", ".copy"]
+    measured = train.assign(grayscale=[False, False, False, True, False])
+    test = train.loc[["two"], ["path", "digest"]]
+    pairs = pd.DataFrame({"part_a": ["train", "train"], "part_b": ["train", "test"]})
+    told = quality.census(measured, test, pairs)
+    assert told[["training faces", "test faces"]].tolist() == [5, 1]
+    assert told["half are younger than"] == 30
+    assert told[["% aged 26", "% in black and white"]].tolist() == [40, 20]
+    assert told["median age in black and white"] == 60
+    assert told["median age in colour"] == 28
+    # one and its copy, two and the test face
+    assert told["files with an exact copy"] == 4
+    assert told["groups of copies across train and test"] == 1
+    assert told["groups of copies in train"] == 1
+    assert told["of these, groups whose ages differ"] == 1
+    assert told["by how many years, on average"] == 4
+    assert told["least error on copies, years"] == 2
+    assert told["near copies, pairs"] == 2
+    assert told["of these, across train and test"] == 1
+    # 4, 4, 10, 30 and 0 years from the median of 30
+    assert told["error of the constant, years"] == pytest.approx(48 / 5)
+
+
+def test_census_without_copies_or_test_faces(faces):
+    train = faces(one=picture(0)).assign(age=30.0, grayscale=False)
+    none = pd.DataFrame({"path": [], "digest": []}, dtype=str)
+    told = quality.census(train, none, pd.DataFrame({"part_a": [], "part_b": []}))
+    assert told["files with an exact copy"] == 0
+    assert np.isnan(told["by how many years, on average"])
+    assert np.isnan(told["median age in black and white"])

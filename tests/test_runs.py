@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from agelib import data, env, files, runs, train
+from agelib import data, env, files, model, predict, results, runs, train
 from tests.conftest import TINY
 
 FACES = pd.DataFrame({"digest": ["a", "b"], "age": [3.0, 50.0]})
@@ -252,6 +252,33 @@ def test_predictions_are_those_of_the_held_out_faces_wherever_these_lie(
     assert table["path"].str.contains("elsewhere").all()
     assert (table[["pred_age", "low", "high"]] == [30.5, 20, 40]).all(axis=None)
     assert table["age"].equals(folds.loc[folds.fold == 0, "age"].reset_index(drop=True))
+
+
+def saved(recipe, path: Path) -> Path:
+    model.save(model.create(recipe, pretrained=False), recipe, path)
+    return path
+
+
+def test_a_run_is_judged_by_what_its_training_predicted(judged, faces):
+    saved(TINY, judged / "model.safetensors")
+    trained, table = runs.judged(judged, faces)
+    assert trained.recipe == TINY
+    assert table.equals(runs.validation(judged, faces))
+
+
+def test_a_checkpoint_is_judged_on_the_faces_that_agelib_held_out(
+    faces, tmp_path, monkeypatch
+):
+    path = saved(TINY, tmp_path / "mine.safetensors")
+    # none of these faces was held out when the shipped network learned: all are new
+    trained, table = runs.judged(path, faces)
+    assert table["path"].tolist() == faces["path"].tolist()
+    assert table.equals(predict.predict(trained, faces))
+    # the second and the fourth are of the competition's
+    digests = faces["digest"].iloc[[3, 1]]
+    monkeypatch.setattr(results, "held_out", lambda: digests)
+    _, table = runs.judged(path, faces)
+    assert table["path"].tolist() == faces["path"].iloc[[1, 3]].tolist()
 
 
 def drop_rows(text: str) -> str:

@@ -20,6 +20,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import numpy as np
@@ -149,8 +150,30 @@ def run_all(page, address: str, path: Path, pictures: Path) -> list[str]:
     if name.startswith("05"):
         wrong += photos(page, path, pictures)
     cells = page.locator(".jp-CodeCell").count()
+    wrong += dead_links(page, name)
     told = f"{cells} cells, {len(figures)} figures, {len(wrong)} problems"
     print(f"{name}: {told}", flush=True)
+    return wrong
+
+
+def dead_links(page, name: str) -> list[str]:
+    """Clicks each link to a file, which opens beside the notebook; those that don't."""
+    tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tabLabel")
+    links = page.locator(".jp-RenderedMarkdown a[href*='/files/']")
+    wrong = []
+    for link in links.evaluate_all("all => all.map(a => a.getAttribute('href'))"):
+        shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        shown.locator(f"a[href='{link}']").first.click()
+        target = unquote(urlsplit(link).path).rpartition("/")[2]
+        for _ in range(20):
+            page.wait_for_timeout(500)
+            if tabs.get_by_text(target, exact=True).count():
+                break
+        else:
+            return [*wrong, f"the link to {target} opens nothing"]
+        tabs.get_by_text(name, exact=True).click()
+    if not links.count():
+        wrong.append("no link leads on")
     return wrong
 
 
@@ -213,13 +236,13 @@ def photos(page, saved: Path, pictures: Path) -> list[str]:
     # after a photo, files that are none: theirs is a sentence and nothing else
     reading = page.locator(".jp-CodeCell", has_text="photo.uploaded(")
     for content, fault in ((b"no photo", "text"), (b"", "zero bytes")):
-        broken = pictures.with_name("broken.jpg")
+        broken = pictures.with_name(f"{fault}.jpg")
         broken.write_bytes(content)
         wrong += upload(page, broken, fails=True)
         if results := named_results(page):
             wrong.append(f"results below a file that is none: {results}")
         told = reading.locator(".jp-OutputArea").inner_text()
-        if not re.search(rf"broken\.jpg can't be read: .*{fault}", told):
+        if not re.search(rf"{fault}\.jpg can't be read: .*{fault}", told):
             wrong.append(f"a file that is none says {told!r}")
         reading.screenshot(path=f"{pictures}-{fault.replace(' ', '-')}.png")
     return wrong
@@ -230,7 +253,8 @@ def upload(page, file: Path, fails: bool = False) -> list[str]:
     with page.expect_file_chooser() as dialog:
         page.locator(".jp-OutputArea .widget-upload").click()
     dialog.value.set_files(file)
-    page.get_by_text("Your photo (1)").wait_for()
+    # once it has arrived the button bears its name
+    page.locator(".widget-upload", has_text=file.name).wait_for()
     page.locator(".jp-CodeCell", has_text="photo.uploaded(").click()
     choose(page, "Run Selected Cell and All Below")
     page.wait_for_timeout(1000)
