@@ -22,18 +22,27 @@ def place() -> str:
     return "local"
 
 
-def chosen_folder(variable: str) -> Path | None:
-    """The folder that an environment variable names, if it is set.
+def resolve(path: str | Path) -> Path:
+    """A path in full: `~` is the home folder, and relative ones count from the clone.
 
-    A relative path counts from the clone, where `make` runs: notebooks run below it.
-    Without a clone it counts from the folder that the notebook runs in.
+    There `make` runs, and the notebooks run below it. Without a clone they count from
+    the folder that the notebook runs in.
+
+    Raises:
+        RuntimeError: if it begins with the home of a user that this machine lacks.
+    """
+    return (HOME / Path(path).expanduser()).resolve()
+
+
+def chosen_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, as `resolve` reads it, if any.
 
     Raises:
         ValueError: if it begins with the home of a user that this machine lacks.
     """
     value = os.environ.get(variable)
     try:
-        return (HOME / Path(value).expanduser()).resolve() if value else None
+        return resolve(value) if value else None
     except RuntimeError:
         raise ValueError(
             f"{variable} is {value!r}, in the home of a user that is not known here: "

@@ -152,7 +152,12 @@ def resize(
 def augment(
     image: Image.Image, size: int, recipe: Recipe, rng: np.random.Generator
 ) -> Image.Image:
-    """A square of `size` pixels with the recipe's random changes."""
+    """A square of `size` pixels with the recipe's random changes.
+
+    What RandomHorizontalFlip, RandomAffine, ColorJitter, RandomGrayscale and
+    RandomErasing of `torchvision.transforms.v2` do, with one interpolation in all and a
+    generator of its own.
+    """
     flip, grayscale = rng.random(2) < (recipe.flip, recipe.grayscale)
     turn, zoom, right, down, light, contrast = rng.uniform(-1, 1, 6)
     image = resize(

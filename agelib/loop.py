@@ -400,7 +400,9 @@ class Loop:
         if state := states.newest(self.folder, self.check_state, self.say):
             return state
         aside = runs.set_aside(self.folder)
-        runs.claim(self.folder, self.recipe, self.train_faces, self.validation)
+        runs.claim(
+            self.folder, self.recipe, self.train_faces, self.validation, self.loss
+        )
         self.say(f"No saved state can go on: the run begins again. {aside} is kept.")
         return None
 

@@ -66,7 +66,7 @@ def _words(ax: Axes) -> str:
     texts = "; ".join(text.get_text() for text in ax.texts)
     words = ax.get_title() or (f"{y} by {x}" if x and y else x or y or texts)
     legend = ax.get_legend()
-    return words.replace("\n", ": ") + (f" ({_labels(legend)})" if legend else "")
+    return words.replace("\n", ", ") + (f" ({_labels(legend)})" if legend else "")
 
 
 def _labels(legend: Legend) -> str:

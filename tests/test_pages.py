@@ -180,10 +180,10 @@ def labelled():
     ("draw", "alt"),
     [
         (lambda: titled('MAE "4.25" years', "age"), 'MAE "4.25" years'),
-        (lambda: titled("0-9 years\nn = 3"), "0-9 years: n = 3"),
+        (lambda: titled("0-9 years\nn = 3"), "0-9 years, n = 3"),
         (lambda: titled("", "age", "faces"), "faces by age"),
         (lambda: titled("", "age"), "age"),
-        (lambda: titled(text="41\n30 to 52"), "41: 30 to 52"),
+        (lambda: titled(text="41\n30 to 52"), "41, 30 to 52"),
         (lambda: titled("Bias", suptitle="By age"), "By age; Bias"),
         (labelled, "Share of faces (median: 10% within 5 years)"),
         (lambda: faces(1), "a picture; 0 years"),

@@ -27,6 +27,9 @@ def app(tmp_path_factory):
         patch.setenv("JUPYTER_CONFIG_PATH", str(folder / "jupyter"))
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder / "none"))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
+        # `make lab` serves the clone, so that `runs` and links out of a notebook open
+        assert "--notebook-dir=. " in start
+        (folder / "notebooks").mkdir()
         app = ServerApp(root_dir=str(folder), open_browser=False)
         options = [word for word in start.split() if word == "--allow-root"]
         app.initialize(options, new_httpserver=False)
@@ -56,7 +59,7 @@ def save_model(app: ServerApp, model: dict, name: str) -> Path:
     return Path(app.root_dir, name)
 
 
-@pytest.mark.parametrize("name", ["05_your_photo.ipynb", "a copy.ipynb"])
+@pytest.mark.parametrize("name", ["notebooks/05_your_photo.ipynb", "a copy.ipynb"])
 def test_a_saved_notebook_of_photos_holds_no_face(app, name):
     before = with_faces("05_your_photo")
     path = save(app, before, name)

@@ -344,6 +344,15 @@ def test_a_run_goes_on_with_the_loss_that_it_began_with_alone(run):
     assert len(run(loss=mean_age)) == 3
 
 
+def test_a_run_that_begins_again_keeps_its_loss(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
+    run(loss=mean_age, loop=stopping(4, KeyboardInterrupt()))
+    for state in (tmp_path / "run").glob("state-*/state.safetensors"):
+        state.write_bytes(b"")
+    assert len(run(loss=mean_age)) == 3
+    assert noted(tmp_path / "run")["loss"] == "mean_age"
+
+
 def test_a_run_of_an_earlier_version_which_noted_no_loss_goes_on(run, tmp_path):
     whole = run("whole")
     run(loop=stopping(4, KeyboardInterrupt()))

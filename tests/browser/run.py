@@ -2,9 +2,10 @@
 
 Starts it as `make lab` does, opens each notebook in headless Chromium, runs all its
 cells, and fails if a cell did not run, an output is an error or a warning, a figure is
-not drawn or wider than the page, a progress bar is not a widget, or a link leads
-nowhere. Uploads photos to notebook 5, and fails if one is lost, is shown under another's
-name, or is found in the saved file. Saves pictures of each page in SCREENSHOTS.
+not drawn or wider than the page, a progress bar is not a widget, or a link opens
+nothing. Uploads photos to notebook 5, and fails if one is lost, is shown under
+another's name, or is found in the saved file. Saves pictures of each page in
+SCREENSHOTS.
 """
 
 import argparse
@@ -65,9 +66,12 @@ def jupyterlab(folder: Path, dark: bool):
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "AGELIB_RUNS": str(folder / "runs"),
     }
-    # a place that looks like the clone, for the paths in its command and for links
-    for name in (".venv", "agelib", "data", "README.md"):
+    # a place that looks like the clone, for the paths in its command and for links:
+    # beside what it opens JupyterLab leaves checkpoints, which belong into no clone
+    for name in (".venv", "agelib"):
         (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "data", folder / "data")
+    shutil.copy(REPOSITORY / "README.md", folder)
     make = ["make", "--dry-run", "--old-file=.venv/agelib-is-installed", "lab"]
     told = subprocess.check_output(make, cwd=REPOSITORY, text=True)
     *before, start = told.splitlines()
@@ -188,7 +192,8 @@ def wait_for_cells(page) -> tuple[list[str], int]:
     while time.monotonic() < end:
         page.wait_for_timeout(500)
         bars = max(bars, page.locator(".jp-OutputArea .widget-hprogress").count())
-        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        # a folded cell has none
+        prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
         waiting = [p for p in prompts if not p.strip("[]: ").isdigit()]
         if not waiting:
             return [], bars
