@@ -130,7 +130,7 @@ def occlusion_maps(table: DataFrame, maps: np.ndarray) -> np.ndarray:
         axes (2, faces)
     """
     ages = zip(finite(table, "age"), finite(table, "pred_age"), strict=True)
-    axes = grid(2, len(table), (1.9 * len(table) + 1, 4))
+    axes = grid(2, len(table), (1.8 * len(table) + 0.7, 4))
     most = max(1.0, np.abs(maps).max())
     # a cell's centre is that of its square, so the outer cells reach over the edge
     over = 0.5 / (maps.shape[1] - 1)

@@ -43,7 +43,7 @@ def use_sharp_figures() -> None:
 
 def _sharp(figure: Figure) -> tuple[bytes, dict[str, int | str]]:
     jpeg = BytesIO()
-    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 70}}
+    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 50}}
     figure.savefig(jpeg, format="jpeg", **options)
     width, height = Image.open(jpeg).size
     told = {"width": width // 2, "height": height // 2, "alt": _message(figure)}

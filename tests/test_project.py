@@ -118,6 +118,8 @@ PAGES = [
     str(page.relative_to(ROOT))
     for pattern in ("*.md", "data/**/*.md", "notebooks/*.md", "tests/**/*.md")
     for page in sorted(ROOT.glob(pattern))
+    # JupyterLab's copies of what was opened
+    if page.parent.name != ".ipynb_checkpoints"
 ]
 RESULTS = ROOT / "data" / "results"
 
