@@ -6,6 +6,7 @@ import torch
 
 from agelib import ages, hardware, loading
 from agelib.model import Trained, folded
+from agelib.tables import require
 
 GREY = 128
 
@@ -28,8 +29,15 @@ def occlusion(
     Returns:
         years (faces, steps, steps): predicted with the square minus without it.
     Raises:
-        ValueError: if an image can't be read.
+        ValueError: if the table is empty, an image can't be read, or there is no such
+            square.
     """
+    require(table, "path")
+    if not (0 < side <= 1 and steps >= 2):
+        raise ValueError(
+            f"A square of {side:g} times the face's side in {steps} steps hides "
+            "nothing: side must be above 0 and at most 1, steps at least 2."
+        )
     device = hardware.device()
     net = folded(trained.model.to(device))
     size = trained.recipe.image_size

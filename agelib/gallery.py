@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from agelib import metrics
 from agelib.images import read_image
-from agelib.plots import BLUE, ORANGE, RED, SKY, dress, grid
+from agelib.plots import BLUE, ORANGE, PALETTE, RED, SKY, dress, grid
 from agelib.tables import finite, require
 
 
@@ -99,12 +99,12 @@ def age_distributions(table: DataFrame, probabilities: np.ndarray) -> np.ndarray
 
 
 def answers(
-    path: str, label: np.ndarray, answers: Mapping[str, np.ndarray]
+    path: str, label: np.ndarray, given: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """A photo beside its soft label and what networks say of it.
 
     Args:
-        label, answers: probabilities of the ages from 0 (ages,), the answers by name.
+        label, given: probabilities of the ages from 0 (ages,), the answers by name.
     Returns:
         axes (2,): the photo, the distributions.
     """
@@ -113,8 +113,9 @@ def answers(
     photo.axis("off")
     dress(ax, "", "age, years", "probability")
     ax.fill_between(range(len(label)), label, color=ORANGE, alpha=0.5, label="label")
-    for (name, answer), colour in zip(answers.items(), (RED, BLUE), strict=False):
-        ax.plot(answer, color=colour, lw=2, label=name)
+    ax.set_prop_cycle(color=[RED, BLUE, *PALETTE[4:]])
+    for name, answer in given.items():
+        ax.plot(answer, lw=2, label=name)
     ax.set(xlim=(0, len(label) - 1), ylim=(0, None))
     ax.legend()
     return axes

@@ -254,6 +254,7 @@ def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
     Raises:
         FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
     """
+    run = Path(run)
     if run.is_dir():
         return model.load(run / MODEL), validation(run, faces)
     trained = model.load(run)

@@ -64,3 +64,14 @@ def test_the_table_and_its_images_stay_as_they_are(trained, white):
     assert (found[0] == found[1]).all()
     assert white.equals(before)
     assert Image.open(white["path"].item()).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("wrong", [{"side": 0}, {"side": 1.5}, {"steps": 1}])
+def test_a_square_that_hides_nothing_is_refused(trained, white, wrong):
+    with pytest.raises(ValueError, match="above 0 and at most 1, steps at least 2"):
+        explain.occlusion(trained, white, **wrong)
+
+
+def test_a_table_without_faces_is_refused(trained, white):
+    with pytest.raises(ValueError, match="empty"):
+        explain.occlusion(trained, white.head(0))

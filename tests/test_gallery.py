@@ -156,12 +156,14 @@ def test_faces_that_have_numbers_bear_them(faces):
 
 def test_answers_stand_over_the_label_each_under_its_name(faces):
     label, answer = np.eye(101)[26], np.full(101, 1 / 101)
-    photo, ax = gallery.answers(faces["path"][2], label, {"untrained": answer})
+    given = {"untrained": answer, "trained": label, "better": label}
+    photo, ax = gallery.answers(faces["path"][2], label, given)
     assert photo.images[0].get_array()[0, 0, 0] == 100
-    (line,) = ax.lines
-    assert np.array_equal(line.get_ydata(), answer)
+    drawn = [line.get_ydata() for line in ax.lines]
+    assert np.array_equal(drawn, [answer, label, label])
+    assert len({line.get_color() for line in ax.lines}) == 3
     assert (ax.get_xlim(), ax.get_xlabel()) == ((0, 100), "age, years")
-    assert [t.get_text() for t in ax.get_legend().texts] == ["label", "untrained"]
+    assert [t.get_text() for t in ax.get_legend().texts] == ["label", *given]
 
 
 def test_occlusion_maps_lie_over_their_photos_on_one_scale(faces):
