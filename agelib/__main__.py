@@ -7,7 +7,6 @@ from asyncio import CancelledError
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -58,8 +57,7 @@ def main(save: bool = False) -> None:
             run = _keep_pages(ran, begun)
         if save:
             nbformat.write(notebook, path)
-    errors = pd.read_csv(run / runs.HISTORY)["val_mae"]
-    print(f"\nValidation error   {errors.min():.2f} years")
+    print(f"\nValidation error   {runs.error(run)}")
     print(f"Submission         {env.submission_file(run)}")
     print(f"Pages to read      {run / pages.INDEX}")
 

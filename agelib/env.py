@@ -158,6 +158,21 @@ def time_limit_hours() -> float:
     return hours
 
 
+def folds() -> int:
+    """How many folds notebook 2 trains, each held out in turn: AGELIB_FOLDS, else 1.
+
+    Raises:
+        ValueError: if the variable is no whole number above zero.
+    """
+    value = os.environ.get("AGELIB_FOLDS") or "1"
+    if not (value.isascii() and value.isdigit() and int(value)):
+        raise ValueError(
+            f"AGELIB_FOLDS is {value!r}: set it to a number of folds, such as 5, or to "
+            "1 for a single training."
+        )
+    return int(value)
+
+
 def runs_folder() -> Path:
     """Where runs lie, a folder each: `runs`.
 

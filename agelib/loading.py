@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from agelib import degrade
 from agelib.images import read_image
 from agelib.recipe import Recipe
 
@@ -85,7 +86,10 @@ class Faces(Dataset):
         epoch, row = key
         size = self.recipe.size_in(epoch)
         rng = np.random.default_rng((self.recipe.seed, epoch, row))
-        image = augment(self._image(row, size), size, self.recipe, rng)
+        image = self._image(row, size)
+        if self.recipe.degraded and rng.random() < self.recipe.degraded:
+            image = degrade.at_random(image, rng)
+        image = augment(image, size, self.recipe, rng)
         return pil_to_tensor(image), self.ages[row], row
 
     def _image(self, row: int, size: int) -> Image.Image:

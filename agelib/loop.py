@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -157,7 +158,7 @@ class Loop:
             disable=not (self.bar and self.is_main),
         ) as bar:
             try:
-                while not self.is_complete():
+                while not self.recipe.is_over(self.errors()):
                     epoch = len(self.history)
                     self.check_time(epoch)
                     self.train_epoch(epoch, bar)
@@ -186,23 +187,19 @@ class Loop:
         if self.is_main:
             tqdm.write(sentence)
 
-    def is_complete(self) -> bool:
-        """Whether all epochs are done, or the last of them gained nothing."""
-        errors = [row["val_mae"] for row in self.history]
-        n = self.recipe.patience
-        if 0 < n < len(errors) and min(errors[-n:]) >= min(errors[:-n]):
-            return True
-        return len(errors) == self.recipe.epochs
+    def errors(self) -> list[float]:
+        """The validation error of each epoch that is done, in years."""
+        return [row["val_mae"] for row in self.history]
 
     def check_time(self, epoch: int) -> None:
         """Raises TimeoutError if the epoch would end after the deadline.
 
         By the time that the one before took, and the number of pixels.
         """
-        if not self.history:
-            return
-        growth = self.recipe.size_in(epoch) / self.recipe.size_in(epoch - 1)
-        needed = self.history[-1]["seconds"] * growth**2 - self.seconds_so_far
+        needed = 0.0
+        if self.history:
+            growth = self.recipe.size_in(epoch) / self.recipe.size_in(epoch - 1)
+            needed = self.history[-1]["seconds"] * growth**2 - self.seconds_so_far
         late = torch.tensor(
             time.perf_counter() + needed - self.deadline,
             device=self.accelerator.device,
@@ -310,8 +307,8 @@ class Loop:
         """
         self.validation_faces.set_size(self.recipe.size_in(epoch))
         predicted = self.predict_validation()
-        val_mae = metrics.mae(predicted)
-        best = val_mae < min((row["val_mae"] for row in self.history), default=math.inf)
+        val_mae = metrics.mae(self.validation.assign(**read_off(predicted)))
+        best = val_mae < min(self.errors(), default=math.inf)
         row = {
             "epoch": epoch + 1,
             "train_loss": self.loss_sum / len(self.batches),
@@ -340,11 +337,13 @@ class Loop:
             f"{'   best' * best}"
         )
 
-    def write_best(self, predicted: pd.DataFrame) -> None:
+    def write_best(self, predicted: np.ndarray) -> None:
         """Keeps the averaged weights as they are, which made these predictions."""
         if self.is_main:
             model.save(self.ema.module, self.learned(), self.folder / runs.MODEL)
-            files.write_csv(predicted, self.folder / runs.VALIDATION)
+            table = self.validation.assign(**read_off(predicted))
+            files.write_csv(table, self.folder / runs.VALIDATION)
+            runs.write_distributions(predicted, self.folder / runs.DISTRIBUTIONS)
 
     def write_history(self) -> None:
         if self.is_main:
@@ -355,18 +354,17 @@ class Loop:
         best = min(self.history, key=lambda row: row["val_mae"])
         return replace(self.recipe, image_size=self.recipe.size_in(best["epoch"] - 1))
 
-    def predict_validation(self) -> pd.DataFrame:
-        """The validation table with predictions, the same in every process."""
+    def predict_validation(self) -> np.ndarray:
+        """Probabilities (faces, 101) of the validation faces, in every process."""
         for statistics in self.ema.module.buffers():
             # each process saw its own share of the faces
             broadcast(statistics)
-        probabilities = predict.infer(
+        return predict.infer(
             self.ema.module,
             self.validation_batches,
             self.accelerator.device,
             self.accelerator.gather_for_metrics,
         )
-        return self.validation.assign(**read_off(probabilities))
 
     def save_state(self) -> None:
         """Saves all that a resume needs."""
@@ -446,7 +444,7 @@ class Loop:
         if self.is_main:
             states.remove_others(self.state)
         done = len(self.history)
-        if self.is_complete():
+        if self.recipe.is_over(self.errors()):
             self.say(f"Already trained: {done} of {self.recipe.epochs} epochs")
         else:
             self.say(f"Going on in epoch {done + 1}, after step {self.updates}")
@@ -470,6 +468,7 @@ class Loop:
         try:
             kept, learned = model.load(self.folder / runs.MODEL)
             runs.validation(self.folder, self.validation)
+            runs.distributions(self.folder, self.validation)
             history = files.read_text(self.folder / runs.HISTORY)
         except (OSError, ValueError):
             return False

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-import pandas as pd
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -94,14 +93,9 @@ def index(run: Path, links: list[tuple[str, str]]) -> NotebookNode:
     """What a run has found, in a notebook of words alone: pages, error, submission."""
     lines = [f"# The run {run.name}", "What its notebooks show, in order:", ""]
     lines += [f"- [{title}]({name})" for title, name in links]
-    if (run / runs.HISTORY).is_file():
-        history = pd.read_csv(run / runs.HISTORY)
-        error, best = history["val_mae"].min(), history["val_mae"].idxmin() + 1
-        lines += [
-            "## What came out",
-            f"Validation error: **{error:.2f} years**, after epoch {best} of "
-            f"{len(history)}.",
-        ]
+    if runs.models(run)[0].with_name(runs.HISTORY).is_file():
+        history = runs.history(run)
+        lines += ["## What came out", f"Validation error: **{runs.error(run)}**."]
         submission = env.submission_file(run)
         if submission.is_file():
             lines += ["", f"Submission: [{submission.name}]({_url(submission, run)})."]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -239,18 +239,26 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def history_curves(history: DataFrame) -> np.ndarray:
-    """Training loss, validation error with its best epoch, learning rate, by epoch."""
+    """Training loss, validation error with its best epoch, learning rate, by epoch.
+
+    Args:
+        history: as `runs.history` gives it; several folds have a line each.
+    """
     units = {"train_loss": "loss", "val_mae": "MAE, years", "lr": "learning rate"}
     require(history, "epoch", *units)
-    best = history.loc[history["val_mae"].idxmin()]
-    found = f"Best: {best.val_mae:.2f} years, epoch {best.epoch:.0f}"
+    fold = history.get("fold", Series(0, history.index))
+    best = history.loc[history["val_mae"].groupby(fold).idxmin()]
+    found = f"Best: {best['val_mae'].mean():.2f} years, "
+    one = len(best) == 1
+    found += f"epoch {best['epoch'].item()}" if one else f"mean of {len(best)} folds"
     titles = "Training loss", found, "Learning rate"
     axes = grid(1, 3, (10, 3))[0]
     for ax, (column, unit), title in zip(axes, units.items(), titles, strict=True):
         dress(ax, title, "epoch", unit)
-        ax.plot(history["epoch"], history[column], marker="o", ms=3, color=BLUE)
+        for _, rows in history.groupby(fold):
+            ax.plot(rows["epoch"], rows[column], marker="o", ms=3, color=BLUE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes[1].plot(best["epoch"], best["val_mae"], "o", ms=8, color=RED)
+    axes[1].plot(best["epoch"], best["val_mae"], "o", ms=8 if one else 5, color=RED)
     return axes
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import reprlib
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 
 import pandas as pd
@@ -37,6 +38,7 @@ _RANGES = {
     "light": (0, 1),
     "grayscale": (0, 1),
     "erasing": (0, 1),
+    "degraded": (0, 1),
     "views_at_test": (1, MOST_VIEWS),
     "folds": (2, 10_000),
     "seed": (0, 2**32 - 1),
@@ -92,6 +94,8 @@ class Recipe:
     light: float = 0.2
     grayscale: float = 0.1
     erasing: float = 0.0
+    # the probability that a face is learned from a bad photo: `degrade.at_random`
+    degraded: float = 0.0
     # how many views of a face are predicted, and averaged
     views_at_test: int = 3
     # one of this many folds is held out for validation
@@ -115,6 +119,16 @@ class Recipe:
             f"recipe {reprlib.repr(self.name)}: {choice} is {value}, but should be "
             f"{wanted}"
         )
+
+    def is_over(self, errors: Sequence[float]) -> bool:
+        """Whether a run is whose epochs had these validation errors, in years.
+
+        All epochs are done, or the last `patience` gained nothing.
+        """
+        n = self.patience
+        if 0 < n < len(errors) and min(errors[-n:]) >= min(errors[:-n]):
+            return True
+        return len(errors) == self.epochs
 
     def size_in(self, epoch: int) -> int:
         """Pixels a side of the faces learned in an epoch, counted from 0.

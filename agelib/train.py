@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -130,6 +131,67 @@ def fit(
         )
 
 
+def cross_validate(
+    recipe: Recipe,
+    faces: pd.DataFrame,
+    folder: Path,
+    fresh: bool = False,
+    time_limit: float = math.inf,
+    **options: object,
+) -> pd.DataFrame:
+    """Trains as many networks as the recipe has folds, each without one of them.
+
+    So every face is predicted by a network that has not learned from it, and the error
+    is known on all faces rather than on a tenth. Each fold is a run as `fit` makes it,
+    in its own folder `fold-N`: one that is complete is not trained again, and one that
+    was stopped goes on. In the end `oof.csv` holds the answers of all folds so far, and
+    `oof.npz` their distributions.
+
+    Args:
+        faces: all labelled faces, as `data.read_train` gives them.
+        folder: the run's folder, as `runs.folder` makes it.
+        fresh: set an earlier run's files aside as `<folder>.old-N` and start over.
+        time_limit: hours, for all folds together.
+        options: for `fit`.
+    Returns:
+        The histories of all folds so far, as `runs.history` gives them.
+    Raises:
+        ValueError: if the folder holds a run of another recipe, with another number of
+            folds or of other faces, or no cross-validation.
+        BlockingIOError, FloatingPointError, OSError, TimeoutError, KeyboardInterrupt:
+            as `fit`; the last two only before the first fold has completed an epoch.
+    """
+    began = time.perf_counter()
+    # of several processes the first keeps the folder
+    alone = os.environ.get("RANK", "0") == "0"
+    if alone:
+        if fresh:
+            runs.set_aside(folder)
+        loss = options.get("loss", age_loss)
+        runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
+    # as many as there are different photos, if these are fewer
+    folds = data.split(faces, recipe.folds)["fold"].nunique()
+    for fold in range(folds):
+        if alone:
+            print(f"Fold {fold + 1} of {folds}")
+        left = time_limit - (time.perf_counter() - began) / 3600
+        sides = data.hold_out(faces, recipe.folds, fold)
+        try:
+            history = fit(
+                recipe, *sides, folder / f"fold-{fold}", time_limit=left, **options
+            )
+        except (TimeoutError, KeyboardInterrupt) as stop:
+            if fold == 0:
+                raise
+            print(f"{stop or 'Interrupted'}. Run again to go on with this fold.")
+            break
+        if not recipe.is_over(history["val_mae"].tolist()):
+            break
+    if alone:
+        runs.write_out_of_fold(folder, faces)
+    return runs.history(folder)
+
+
 def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     net, trained = model.load(start)
     kinds = [(r.backbone, r.head) for r in (trained, recipe)]
@@ -157,19 +219,24 @@ def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFra
 def main() -> None:
     parser = argparse.ArgumentParser("agelib.train", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="start over")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=env.folds(),
+        help="train so many networks, each without one fold of the faces",
+    )
     asked = parser.parse_args()
+    if asked.folds < 1:
+        parser.error(f"--folds is {asked.folds}, but should be 1 or more")
     faces = data.read_train(env.data_folder())
     chosen = default(len(faces), hardware.device())
-    folder = runs.folder(chosen, faces)
-    train_faces, validation = data.hold_out(faces, chosen.folds)
-    fit(
-        chosen,
-        train_faces,
-        validation,
-        folder,
-        asked.fresh,
-        time_limit=env.time_limit_hours(),
-    )
+    options = {"fresh": asked.fresh, "time_limit": env.time_limit_hours()}
+    if asked.folds > 1:
+        chosen = replace(chosen, folds=asked.folds)
+        cross_validate(chosen, faces, runs.folder(chosen, faces), **options)
+    else:
+        train_faces, validation = data.hold_out(faces, chosen.folds)
+        fit(chosen, train_faces, validation, runs.folder(chosen, faces), **options)
 
 
 if __name__ == "__main__":

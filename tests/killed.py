@@ -2,11 +2,12 @@
 
     python killed.py FACES
 
-Each line of the input, `RUN BATCH DIE`, forks a process that trains in the folder RUN
-with batches of BATCH faces and saves its state after every step. If DIE is 1 it kills
-itself at the first change of a file at which no earlier one did, and notes that in
-RUN.deaths. Printed are `pid <its id>`, `step <n>` as each step begins, and
-`ended <exit code>`. Forked, since importing torch takes longer than the training.
+Each line of the input, `RUN BATCH DIE FOLDS`, forks a process that trains in the folder
+RUN with batches of BATCH faces and saves its state after every step. If DIE is 1 it
+kills itself at the first change of a file at which no earlier one did, and notes that
+in RUN.deaths. FOLDS above 1 is a cross-validation, of fewer epochs. Printed are
+`pid <its id>`, `step <n>` as each step begins, and `ended <exit code>`. Forked, since
+importing torch takes longer than the training.
 """
 
 import os
@@ -15,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -31,12 +33,17 @@ def main(faces: Path) -> None:
     table = data.split(data.read_train(faces), folds=4)
     held_out = table["fold"] == 0
     for line in sys.stdin:
-        run, batch_size, die = line.split()
+        run, batch_size, die, folds = line.split()
         # the error falls and rises again, so that not every epoch is kept
         recipe = replace(TINY, epochs=30, learning_rate=0.03, ema_decay=0.5)
         recipe = replace(recipe, batch_size=int(batch_size))
+        if folds == "1":
+            fit = partial(train.fit, recipe, table[~held_out], table[held_out])
+        else:
+            recipe = replace(recipe, folds=int(folds), epochs=10)
+            fit = partial(train.cross_validate, recipe, table)
         if not (child := os.fork()):
-            live(recipe, table[~held_out], table[held_out], Path(run), die == "1")
+            live(fit, Path(run), die == "1")
         _, status = os.waitpid(child, 0)
         tell("ended", os.waitstatus_to_exitcode(status))
 
@@ -45,7 +52,7 @@ def tell(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
-def live(recipe, training, validation, run: Path, die: bool) -> None:
+def live(fit: Callable, run: Path, die: bool) -> None:
     code = 1
     tell("pid", os.getpid())
     # processes forked from one share tqdm's lock, which one that is killed may keep
@@ -58,7 +65,7 @@ def live(recipe, training, validation, run: Path, die: bool) -> None:
         if die:
             die_at_a_change(run.with_name(f"{run.name}.deaths"))
         loop.Loop.update = before(loop.Loop.update, lambda it: tell("step", it.updates))
-        train.fit(recipe, training, validation, run)
+        fit(run)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

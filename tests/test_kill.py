@@ -54,8 +54,9 @@ def live(dataset, tiny, tmp_path, no_hang) -> Iterator[Callable]:
         ) as server,
     ):
 
-        def live(run: str, batch_size: int, die: bool = False):
-            print(tmp_path / run, batch_size, int(die), file=server.stdin, flush=True)
+        def live(run: str, batch_size: int, die: bool = False, folds: int = 1):
+            line = tmp_path / run, batch_size, int(die), folds
+            print(*line, file=server.stdin, flush=True)
             for line in server.stdout:
                 word, told = line.strip().split(" ", 1)
                 yield word, told
@@ -89,20 +90,23 @@ def assert_same(run: Path, other: Path) -> None:
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
 
-def test_twenty_kills_at_random_moments_change_nothing(live, tmp_path):
-    told = [(time.perf_counter(), word) for word, _ in live("whole", 15)]
+@pytest.mark.parametrize("folds", [1, 3])
+def test_twenty_kills_at_random_moments_change_nothing(live, tmp_path, folds):
+    life = live("whole", 15, folds=folds)
+    told = [(time.perf_counter(), word) for word, _ in life]
     gap = np.median(np.diff([moment for moment, _ in told]))
     rng, reached = np.random.default_rng(0), []
     for steps, share in zip(rng.integers(0, 3, 20), rng.random(20), strict=True):
-        life = live("killed", 15)
+        life = live("killed", 15, folds=folds)
         _, pid = next(life)
         reached += [int(step) for _, step in itertools.islice(life, steps)]
         time.sleep(1.5 * gap * share)
         os.kill(int(pid), signal.SIGKILL)
         *_, end = life
         assert end == ("ended", "-9")
-    assert reached[-1] > 5
-    *_, end = live("killed", 15)
+    # steps count anew in each fold
+    assert (reached[-1] if folds == 1 else len(reached)) > 5
+    *_, end = live("killed", 15, folds=folds)
     assert end == ("ended", "0")
     assert_same(tmp_path / "whole", tmp_path / "killed")
 

@@ -211,6 +211,23 @@ def test_history_curves_mark_the_best_epoch():
         plots.history_curves(history.drop(columns="lr"))
 
 
+def test_history_curves_draw_a_line_for_each_fold():
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 1, 2],
+            "train_loss": [3.0, 2.0, 3.5, 2.5],
+            "val_mae": [6.0, 4.5, 5.0, 5.5],
+            "lr": [0.1, 0.2, 0.1, 0.2],
+            "fold": [0, 0, 1, 1],
+        }
+    )
+    axes = plots.history_curves(history)
+    drawn = [line.get_ydata().tolist() for line in axes[1].lines]
+    assert drawn == [[6, 4.5], [5, 5.5], [4.5, 5]]
+    assert axes[1].lines[2].get_xdata().tolist() == [2, 1]
+    assert axes[1].get_title() == "Best: 4.75 years, mean of 2 folds"
+
+
 def test_beside_draws_one_plot_of_each_table_under_its_name():
     tables = {"mine": ages([20, 40], [21, 43]), "yours": ages([30], [30])}
     axes = plots.beside(plots.pred_vs_true, tables)

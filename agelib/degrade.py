@@ -1,0 +1,95 @@
+"""What photos go through before they reach us: dim rooms, noise, blur, compression.
+
+Each function takes and returns a square or any other RGB image. `at_random` is how a
+network learns to bear them: it draws some of them at random strengths, in the order in
+which a camera and the web apply them.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+GREY = (128, 128, 128)
+
+
+def light(image: Image.Image, factor: float) -> Image.Image:
+    """A darker face (a factor below one) or a lighter, where white is cut off."""
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def grey(image: Image.Image) -> Image.Image:
+    return ImageOps.grayscale(image).convert("RGB")
+
+
+def turn(image: Image.Image, degrees: float) -> Image.Image:
+    """The face turned counterclockwise; grey corners."""
+    return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=GREY)
+
+
+def hide(
+    image: Image.Image, left: float, top: float, right: float, bottom: float
+) -> Image.Image:
+    """Grey over the part between the edges, which are shares of the sides."""
+    width, height = image.size
+    box = (left * width, top * height, right * width, bottom * height)
+    image = image.copy()
+    image.paste(GREY, tuple(map(round, box)))
+    return image
+
+
+def blur(image: Image.Image, share: float) -> Image.Image:
+    """Gaussian blur, its standard deviation a share of the image's width."""
+    return image.filter(ImageFilter.GaussianBlur(share * image.width))
+
+
+def reduce(image: Image.Image, size: int) -> Image.Image:
+    """As small as `size` pixels across, and enlarged again."""
+    height = max(1, round(size * image.height / image.width))
+    small = image.resize((size, height), Image.Resampling.BICUBIC)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def noise(image: Image.Image, std: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise of `std` grey levels, each pixel and colour by itself."""
+    pixels = np.asarray(image, dtype=np.float32)
+    noisy = pixels + std * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Compressed to a JPEG of that quality, 1 to 95."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def at_random(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """One to three of the changes above, at strengths from mild to very bad."""
+    chosen = rng.permutation(6) < rng.integers(1, 4)
+    if chosen[0]:
+        image = light(image, np.exp(rng.uniform(-1.1, 0.7)))
+    if chosen[1]:
+        image = hide(image, *_part(rng))
+    if chosen[2]:
+        image = blur(image, rng.uniform(0.002, 0.013))
+    if chosen[3]:
+        image = reduce(image, round(np.exp(rng.uniform(np.log(24), np.log(100)))))
+    if chosen[4]:
+        image = noise(image, rng.uniform(4, 45), rng)
+    if chosen[5]:
+        image = jpeg(image, int(rng.integers(8, 60)))
+    return image
+
+
+def _part(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A mask, a hand, sunglasses: the lower part, a side, or a band somewhere."""
+    depth = rng.uniform(0.15, 0.45)
+    start = rng.uniform(0, 1 - depth)
+    parts = (
+        (0, 1 - depth, 1, 1),
+        (0, 0, depth, 1),
+        (1 - depth, 0, 1, 1),
+        (0, start, 1, start + depth / 2),
+    )
+    return parts[rng.integers(len(parts))]
