@@ -238,6 +238,28 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
+    """The error on each kind of spoiled photo, a colour a network, with its interval.
+
+    Args:
+        table: as `results.robustness` gives it: `network`, `photo`, `mae`, `low`,
+            `high`, in years.
+    """
+    require(table, "network", "photo", "mae", "low", "high")
+    photos = list(dict.fromkeys(table["photo"]))
+    ax = dress(ax, "What a bad photo costs", "", "", (9, 1 + 0.28 * len(photos)))
+    networks = table.groupby("network", sort=False)
+    for colour, (name, rows) in zip((ORANGE, BLUE, RED), networks, strict=False):
+        y = rows["photo"].map(photos.index)
+        reach = rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
+        style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4, "label": name}
+        ax.errorbar(rows["mae"], y, xerr=reach, **style)
+    ax.set_yticks(range(len(photos)), photos, size="small")
+    ax.set(ylim=(len(photos) - 0.5, -0.5), xlabel="MAE, years")
+    ax.legend()
+    return ax
+
+
 def history_curves(history: DataFrame) -> np.ndarray:
     """Training loss, validation error with its best epoch, learning rate, by epoch.
 

@@ -76,6 +76,15 @@ def framing() -> pd.DataFrame:
     return _read("framing.csv").set_index("faces")
 
 
+def robustness() -> pd.DataFrame:
+    """The error on held-out faces spoiled on purpose, by network and kind of photo.
+
+    Columns `network`, `photo`, `mae` with its 95% interval `low`..`high`, `bias`, and
+    `cost`, how much more than on the faces as they are: all in years.
+    """
+    return _read("robustness.csv")
+
+
 def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(_folder().joinpath(name).open("rb"))
 

@@ -317,6 +317,33 @@ def test_the_ensemble_says_the_median_of_the_mean_distribution(
     assert submission["file_id"].equals(template["file_id"])
 
 
+def test_robustness_tells_what_each_spoiled_photo_costs(
+    call, dataset, models, held_out, tmp_path, monkeypatch
+):
+    robustness = load("robustness")
+    monkeypatch.setattr(robustness.results, "held_out", lambda: held_out["digest"])
+    out = tmp_path / "robustness.csv"
+    networks = [f"{name}={file}" for name, file in zip("ab", models, strict=True)]
+    call(robustness, dataset, out, *networks, "--views", 1)
+    table = pd.read_csv(out).set_index(["network", "photo"])
+    assert len(table) == 2 * len(robustness.PHOTOS)
+    # by hand: the light of a quarter of the noise-free faces
+    dim = Trained(untrained(seed=1), TINY)
+    darker = held_out.assign(path=[str(tmp_path / f"{n}.png") for n in held_out.index])
+    for source, path in zip(held_out["path"], darker["path"], strict=True):
+        pixels = np.asarray(Image.open(source).convert("RGB")) * 0.4
+        Image.fromarray(pixels.astype("uint8")).save(path)
+    row = table.loc[("b", "0.4 times the light")]
+    error = metrics.mae(predict.predict(dim, darker, views=1))
+    assert row["mae"] == pytest.approx(error, abs=0.02)
+    plain = metrics.mae(predict.predict(dim, held_out, views=1))
+    assert table.loc[("b", "as it is"), "mae"] == pytest.approx(plain, abs=0.001)
+    assert row["cost"] == pytest.approx(row["mae"] - plain, abs=0.002)
+    monkeypatch.setattr(robustness.results, "held_out", lambda: pd.Series(["other"]))
+    with pytest.raises(SystemExit):
+        call(robustness, dataset, out, *networks)
+
+
 def test_decoding_compares_medians_means_and_modes_of_each_view_and_size(
     call, dataset, models, held_out, tmp_path
 ):

@@ -211,6 +211,35 @@ def test_history_curves_mark_the_best_epoch():
         plots.history_curves(history.drop(columns="lr"))
 
 
+def test_robustness_has_a_row_a_kind_of_photo_and_a_colour_a_network(ax):
+    table = pd.DataFrame(
+        {
+            "network": ["old", "old", "new", "new"],
+            "photo": ["as it is", "noise", "noise", "as it is"],
+            "mae": [4.0, 9.0, 5.0, 4.1],
+            "low": [3.9, 8.5, 4.8, 4.0],
+            "high": [4.2, 9.6, 5.3, 4.3],
+        }
+    )
+    plots.robustness(table, ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["as it is", "noise"]
+    drawn = {}
+    for container in ax.containers:
+        dots, _, (reach,) = container
+        ends = [segment[:, 0].tolist() for segment in reach.get_segments()]
+        rows = zip(dots.get_ydata(), dots.get_xdata(), ends, strict=True)
+        drawn[container.get_label()] = {y: (x, *end) for y, x, end in rows}
+    expected = {
+        "old": {0: (4.0, 3.9, 4.2), 1: (9.0, 8.5, 9.6)},
+        "new": {0: (4.1, 4.0, 4.3), 1: (5.0, 4.8, 5.3)},
+    }
+    for name, rows in expected.items():
+        for y, row in rows.items():
+            assert drawn[name][y] == pytest.approx(row)
+    # the worse is further down where the y axis points down
+    assert ax.yaxis_inverted()
+
+
 def test_history_curves_draw_a_line_for_each_fold():
     history = pd.DataFrame(
         {
@@ -288,6 +317,7 @@ TABLE_IN = {
     lambda table: plots.quality_histograms(table.assign(light=1.0)): "contrast",
     plots.error_by_slice: "faces",
     plots.history_curves: "epoch",
+    plots.robustness: "network",
 }
 
 
@@ -296,6 +326,7 @@ def test_a_missing_column_or_an_empty_table_is_named(function, column):
     with pytest.raises(ValueError, match=f"no column '{column}'"):
         function(THREE.drop(columns=column, errors="ignore"))
     needed = ["contrast", "sharpness", "faces", "low", "high", "epoch", "train_loss"]
+    needed += ["network", "photo"]
     with pytest.raises(ValueError, match="empty"):
         function(
             THREE.head(0).reindex(columns=[*THREE, *needed, "mae", "val_mae", "lr"])

@@ -1,9 +1,9 @@
-"""What does a bad photo cost in years: robustness.py DATASET OUT MODEL MODEL ...
+"""What does a bad photo cost in years: robustness.py DATASET OUT NAME=MODEL ...
 
-Spoils the held-out faces in one way after the other, at two strengths, and writes the
-error of each model's answers to the table OUT. MODEL is a run's folder, or a model's
-file. The noise of a face follows its place in the table alone: every model sees the
-same photos.
+Spoils the held-out faces in one way after the other, most of them at two strengths, and
+writes each network's error to the table OUT. NAME is what the table calls the network,
+MODEL its file. The noise of a face follows its place in the table alone: all networks
+see the same photos.
 """
 
 import argparse
@@ -85,18 +85,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path, help="the table to write")
-    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--faces", type=int, help="so many of them, at random")
     parser.add_argument("--views", type=int, help="instead of the recipe's")
     asked = parser.parse_args()
     faces = data.read_train(asked.dataset)
     held_out = faces[faces["digest"].isin(results.held_out())]
+    if held_out.empty:
+        parser.error(f"{asked.dataset} holds none of the competition's held-out faces")
     if asked.faces:
         held_out = held_out.sample(asked.faces, random_state=0)
-    trained = {}
-    for path in asked.models:
-        file = path / "model.safetensors" if path.is_dir() else path
-        trained[path.stem] = model.load(file)
+    named = (text.partition("=") for text in asked.models)
+    trained = {name: model.load(path) for name, _, path in named}
     table = measure(trained, held_out.reset_index(drop=True), asked.views)
     table.to_csv(asked.out, index=False)
     print(table.to_string())
