@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from agelib import env, pages, runs
+from agelib import env, outcome, pages, runs
 
 
 class _Narrated(NotebookClient):
@@ -57,7 +57,7 @@ def main(save: bool = False) -> None:
             run = _keep_pages(ran, begun)
         if save:
             nbformat.write(notebook, path)
-    print(f"\nValidation error   {runs.error(run)}")
+    print(f"\nValidation error   {outcome.error(run)}")
     print(f"Submission         {env.submission_file(run)}")
     print(f"Pages to read      {run / pages.INDEX}")
 

@@ -27,7 +27,17 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from agelib import files, hardware, loading, metrics, model, predict, runs, states
+from agelib import (
+    files,
+    hardware,
+    loading,
+    metrics,
+    model,
+    outcome,
+    predict,
+    runs,
+    states,
+)
 from agelib.ages import age_loss, read_off
 from agelib.recipe import Recipe
 
@@ -343,7 +353,7 @@ class Loop:
             model.save(self.ema.module, self.learned(), self.folder / runs.MODEL)
             table = self.validation.assign(**read_off(predicted))
             files.write_csv(table, self.folder / runs.VALIDATION)
-            runs.write_distributions(predicted, self.folder / runs.DISTRIBUTIONS)
+            outcome.write_distributions(predicted, self.folder / runs.DISTRIBUTIONS)
 
     def write_history(self) -> None:
         if self.is_main:
@@ -467,8 +477,8 @@ class Loop:
         """Whether model, predictions and history are those of the state."""
         try:
             kept, learned = model.load(self.folder / runs.MODEL)
-            runs.validation(self.folder, self.validation)
-            runs.distributions(self.folder, self.validation)
+            outcome.validation(self.folder, self.validation)
+            outcome.distributions(self.folder, self.validation)
             history = files.read_text(self.folder / runs.HISTORY)
         except (OSError, ValueError):
             return False

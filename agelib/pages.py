@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from agelib import env, files, runs
+from agelib import env, files, outcome, runs
 
 INDEX = "index.html"
 COLUMNS = {
@@ -93,9 +93,11 @@ def index(run: Path, links: list[tuple[str, str]]) -> NotebookNode:
     """What a run has found, in a notebook of words alone: pages, error, submission."""
     lines = [f"# The run {run.name}", "What its notebooks show, in order:", ""]
     lines += [f"- [{title}]({name})" for title, name in links]
-    if runs.models(run)[0].with_name(runs.HISTORY).is_file():
-        history = runs.history(run)
-        lines += ["## What came out", f"Validation error: **{runs.error(run)}**."]
+    if outcome.models(run)[0].with_name(runs.HISTORY).is_file():
+        history = outcome.history(run)
+        if history["fold"].nunique() == 1:
+            history = history.drop(columns="fold")
+        lines += ["## What came out", f"Validation error: **{outcome.error(run)}**."]
         submission = env.submission_file(run)
         if submission.is_file():
             lines += ["", f"Submission: [{submission.name}]({_url(submission, run)})."]

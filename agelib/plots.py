@@ -264,7 +264,7 @@ def history_curves(history: DataFrame) -> np.ndarray:
     """Training loss, validation error with its best epoch, learning rate, by epoch.
 
     Args:
-        history: as `runs.history` gives it; several folds have a line each.
+        history: as `outcome.history` gives it; several folds have a line each.
     """
     units = {"train_loss": "loss", "val_mae": "MAE, years", "lr": "learning rate"}
     require(history, "epoch", *units)

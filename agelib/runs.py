@@ -11,20 +11,17 @@ import os
 import re
 import shutil
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from agelib import data, env, files, model, predict, results, states, tables
-from agelib.ages import N_AGES, age_loss, read_off
-from agelib.model import Trained
+from agelib import data, env, files, states
+from agelib.ages import age_loss
 from agelib.recipe import Recipe, from_dict
 from agelib.weights import printable
 
@@ -111,7 +108,7 @@ def _sides(faces: pd.DataFrame, recipe: Recipe) -> list[tuple[str, str]]:
     Of one training, and of a cross-validation, which does both with all faces.
     """
     one, all_folds = data.hold_out(faces, recipe.folds), (faces, faces)
-    return [tuple(map(_fingerprint, sides)) for sides in (one, all_folds)]
+    return [tuple(map(fingerprint, sides)) for sides in (one, all_folds)]
 
 
 def _copy(attached: Path, run: Path) -> None:
@@ -184,8 +181,8 @@ def claim(
     path = folder / RECIPE
     ours = asdict(recipe) | {
         "cross_validation": cross_validation,
-        "training_faces": _fingerprint(train),
-        "validation_faces": _fingerprint(validation),
+        "training_faces": fingerprint(train),
+        "validation_faces": fingerprint(validation),
         "loss": getattr(loss, "__name__", type(loss).__name__),
     }
     if not path.exists():
@@ -246,195 +243,7 @@ def fold_number(training: Path) -> int:
     return int(name) if name.isdigit() else 0
 
 
-def models(folder: Path) -> list[Path]:
-    """The models of a run: one, or of a cross-validation that of each fold so far."""
-    found = [part / MODEL for part in trainings(folder) if (part / MODEL).is_file()]
-    return found or [folder / MODEL]
-
-
-def history(folder: Path) -> pd.DataFrame:
-    """What a run's trainings wrote of each epoch, with its `fold`."""
-    parts = [model.parent for model in models(folder)]
-    tables = [pd.read_csv(part / HISTORY) for part in parts]
-    folds = map(fold_number, parts)
-    return pd.concat(
-        [table.assign(fold=fold) for table, fold in zip(tables, folds, strict=True)],
-        ignore_index=True,
-    )
-
-
-def error(folder: Path) -> str:
-    """The validation error of the best epoch, of a cross-validation of all folds."""
-    table = history(folder)
-    best = table.loc[table.groupby("fold")["val_mae"].idxmin()]
-    told = f"{best['val_mae'].mean():.2f} years"
-    if len(best) > 1:
-        return f"{told}, the mean of {len(best)} folds"
-    return f"{told}, after epoch {best['epoch'].item()} of {len(table)}"
-
-
-def validation(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
-    """The run's held-out faces with the predictions that the training wrote.
-
-    Of a cross-validation those of all folds so far, in the order of `faces`, each face
-    predicted by the network that has not learned from it. The column `fold` tells which
-    one that is.
-
-    Their paths are those in `faces`, as `data.read_train` gives them: the training may
-    have been another session's, which had them elsewhere.
-
-    Raises:
-        FileNotFoundError: if the training wrote none.
-        ValueError: if the file is damaged, or not of all the faces held out.
-    """
-    table, order = _validation(folder, faces)
-    return table.iloc[order].reset_index(drop=True)
-
-
-def distributions(folder: Path, faces: pd.DataFrame) -> np.ndarray:
-    """The probability of each age 0..100 for each row of `validation`, float32.
-
-    Raises:
-        FileNotFoundError: if the training wrote none.
-        ValueError: if a file is damaged, or not of all the faces held out.
-    """
-    table, order = _validation(folder, faces)
-    probabilities = [
-        _read_distributions(path.with_name(DISTRIBUTIONS), n)
-        for path, n in zip(models(folder), table.groupby("fold").size(), strict=True)
-    ]
-    return np.concatenate(probabilities)[order]
-
-
-def _validation(folder: Path, faces: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The held-out faces of one training after the other, and the order of `faces`."""
-    parts = [model.parent for model in models(folder)]
-    tables = [_held_out(part, faces).assign(fold=fold_number(part)) for part in parts]
-    table = pd.concat(tables, ignore_index=True)
-    place = pd.Index(faces["file_id"]).get_indexer(table["file_id"])
-    return table, place.argsort()
-
-
-def write_out_of_fold(folder: Path, faces: pd.DataFrame) -> None:
-    """Writes what `validation` and `distributions` of a cross-validation give."""
-    files.write_csv(validation(folder, faces), folder / OUT_OF_FOLD)
-    probabilities = distributions(folder, faces)
-    write_distributions(probabilities, folder / OUT_OF_FOLD_DISTRIBUTIONS)
-
-
-def write_distributions(probabilities: np.ndarray, path: Path) -> None:
-    """Writes (faces, 101) probabilities to four decimals in float16, compressed."""
-    with files.replacing(path) as unfinished:
-        rounded = probabilities.round(4).astype(np.float16)
-        np.savez_compressed(unfinished, probabilities=rounded)
-
-
-def _read_distributions(path: Path, faces: int) -> np.ndarray:
-    advice = "run 02_training.ipynb again, it makes the file anew"
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}: {advice}.")
-    files.regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # before any memory is taken
-            if archive.getinfo("probabilities.npy").file_size > 202 * faces + 1000:
-                raise ValueError(f"it is of more than {faces:,} faces")
-        # a pickle inside would run code
-        with np.load(path, allow_pickle=False) as content:
-            probabilities = content["probabilities"]
-        if (probabilities.shape, probabilities.dtype) != ((faces, N_AGES), np.float16):
-            raise ValueError(f"it is not of {faces:,} faces and {N_AGES} ages")
-        # each of them was rounded
-        if not np.allclose(probabilities.sum(1, dtype=np.float32), 1, atol=0.02):
-            raise ValueError("its rows do not sum to one")
-    # numpy and zipfile know many ways to say that a file is damaged
-    except Exception as error:
-        raise ValueError(
-            f"{path} does not hold the distributions of a training ({error}): {advice}."
-        ) from error
-    return probabilities.astype(np.float32)
-
-
-def _held_out(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
-    csv = folder / VALIDATION
-    predicted = tables.read_table(csv, "file_id", "pred_age", "low", "high")
-    ages = ("pred_age", "low", "high")
-    predicted = predicted[["file_id"]].assign(
-        **{name: tables.numbers(predicted, name, csv) for name in ages}
-    )
-    bounds = predicted.assign(least=0, most=100)
-    bounds = bounds[["least", "low", "pred_age", "high", "most"]]
-    if wrong := predicted["file_id"][(bounds.diff(axis=1) < 0).any(axis=1)].tolist():
-        raise ValueError(
-            f"{csv} has ages of {wrong[0]} that are not in order, or not from 0 to "
-            "100: run 02_training.ipynb again, it makes the file anew."
-        )
-    table = predicted.merge(faces, on="file_id")
-    _, held_out = read(folder)[1]
-    if _fingerprint(table) != held_out:
-        raise ValueError(
-            f"{csv} does not hold the {folder.name} run's held-out faces, or not all: "
-            "run 02_training.ipynb again, with the same AGELIB_DATA; it makes the file "
-            "anew."
-        )
-    return table
-
-
-def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
-    """A trained network, and what a run predicts of faces that were new to it.
-
-    Args:
-        run: a run's folder, which holds both: of a cross-validation the network is that
-            of the first fold, and each face is predicted by that of its own. Or a
-            checkpoint alone. The shipped one is judged on the competition's faces that
-            it held out where they are at hand, any checkpoint else on all faces, which
-            should be new to it. Their fold is 0.
-        faces: all labelled faces, as `data.read_train` gives them.
-    Raises:
-        FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
-    """
-    run = Path(run)
-    if run.is_dir():
-        return model.load(models(run)[0]), validation(run, faces)
-    trained = model.load(run)
-    held_out = faces["digest"].isin(results.held_out())
-    new = faces[held_out | ~held_out.any()]
-    return trained, predict.predict(trained, new).assign(fold=0)
-
-
-def unseen(
-    paths: Sequence[Path], faces: pd.DataFrame, views: int | None = None
-) -> pd.DataFrame:
-    """What several models say of faces that they have not learned from.
-
-    Each face is predicted by those of them which held it out, whose distributions are
-    averaged; faces from which all have learned are left out. So the error of an
-    ensemble is never measured on a face that one of its networks knows by heart.
-
-    Args:
-        paths: models in the folders of their trainings, as `models` gives them.
-        faces: all labelled faces, as `data.read_train` gives them.
-        views: how many of `loading.VIEWS` of each face to average; by default as many
-            as the recipe says.
-    Raises:
-        FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
-    """
-    total = np.zeros((len(faces), N_AGES), np.float32)
-    voices = np.zeros(len(faces))
-    for path in map(Path, paths):
-        held_out = validation(path.parent, faces)
-        new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
-        if views is None:
-            total[new] += distributions(path.parent, faces)
-        else:
-            total[new] += predict.distributions(model.load(path), faces[new], views)
-        voices += new
-    known = voices > 0
-    mean = total[known] / voices[known, None]
-    return faces[known].assign(**read_off(mean))
-
-
-def _fingerprint(table: pd.DataFrame) -> str:
+def fingerprint(table: pd.DataFrame) -> str:
     """Equal for the same images with the same ages in the same order, wherever."""
     faces = (table["digest"] + table["age"].astype(str)).str.cat(sep=" ")
     return hashlib.md5(faces.encode(), usedforsecurity=False).hexdigest()

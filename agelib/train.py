@@ -22,7 +22,7 @@ from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from agelib import data, env, hardware, model, runs
+from agelib import data, env, hardware, model, outcome, runs
 from agelib.ages import age_loss
 from agelib.loop import Loop
 from agelib.recipe import Recipe, default
@@ -154,7 +154,7 @@ def cross_validate(
         time_limit: hours, for all folds together.
         options: for `fit`.
     Returns:
-        The histories of all folds so far, as `runs.history` gives them.
+        The histories of all folds so far, as `outcome.history` gives them.
     Raises:
         ValueError: if the folder holds a run of another recipe, with another number of
             folds or of other faces, or no cross-validation.
@@ -188,8 +188,8 @@ def cross_validate(
         if not recipe.is_over(history["val_mae"].tolist()):
             break
     if alone:
-        runs.write_out_of_fold(folder, faces)
-    return runs.history(folder)
+        outcome.write_out_of_fold(folder, faces)
+    return outcome.history(folder)
 
 
 def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:

@@ -9,7 +9,19 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from agelib import ages, data, env, loop, metrics, model, pages, predict, runs, train
+from agelib import (
+    ages,
+    data,
+    env,
+    loop,
+    metrics,
+    model,
+    outcome,
+    pages,
+    predict,
+    runs,
+    train,
+)
 from agelib.loop import Loop
 from tests.conftest import stopping
 
@@ -49,7 +61,7 @@ def test_each_face_is_judged_by_the_network_that_has_not_learned_from_it(run, fa
 def test_the_distributions_beside_the_answers_are_theirs(run, faces):
     stored = np.load(run / "oof.npz")["probabilities"]
     assert (stored.dtype, stored.shape) == (np.float16, (40, 101))
-    there = runs.distributions(run, faces)
+    there = outcome.distributions(run, faces)
     np.testing.assert_array_equal(there, stored.astype("float32"))
     oof = pd.read_csv(run / "oof.csv")
     medians = ages.read_off(there)["pred_age"]
@@ -57,14 +69,18 @@ def test_the_distributions_beside_the_answers_are_theirs(run, faces):
 
 
 def test_histories_and_models_of_all_folds_are_the_runs(run, recipe, faces):
-    history = runs.history(run)
+    history = outcome.history(run)
     assert history["fold"].tolist() == [0, 0, 1, 1, 2, 2]
     assert history["epoch"].tolist() == [1, 2] * 3
-    assert [p.parent.name for p in runs.models(run)] == ["fold-0", "fold-1", "fold-2"]
+    assert [p.parent.name for p in outcome.models(run)] == [
+        "fold-0",
+        "fold-1",
+        "fold-2",
+    ]
     best = history.groupby("fold")["val_mae"].min()
-    by_fold = runs.validation(run, faces).groupby("fold")[["age", "pred_age"]]
+    by_fold = outcome.validation(run, faces).groupby("fold")[["age", "pred_age"]]
     np.testing.assert_allclose(by_fold.apply(metrics.mae), best)
-    assert runs.error(run) == f"{best.mean():.2f} years, the mean of 3 folds"
+    assert outcome.error(run) == f"{best.mean():.2f} years, the mean of 3 folds"
 
 
 def test_a_complete_fold_is_not_trained_again(run, recipe, faces, capsys):
@@ -145,10 +161,10 @@ def test_another_number_of_folds_is_refused(run, recipe, faces):
     with pytest.raises(ValueError, match="cross_validation is False there, True here"):
         train.cross_validate(recipe, faces, run.with_name("single"))
     # nothing was touched
-    assert len(runs.history(run)) == 6
+    assert len(outcome.history(run)) == 6
     train.cross_validate(replace(recipe, folds=2), faces, run, fresh=True)
     assert len(pd.read_csv(run / "oof.csv")) == len(faces)
-    assert runs.history(run.with_name("tiny.old-1"))["fold"].nunique() == FOLDS
+    assert outcome.history(run.with_name("tiny.old-1"))["fold"].nunique() == FOLDS
 
 
 def test_fewer_photos_than_folds_make_fewer_folds(recipe, faces, tmp_path):
@@ -164,24 +180,24 @@ def test_fewer_photos_than_folds_make_fewer_folds(recipe, faces, tmp_path):
 
 def test_a_network_judges_only_faces_that_it_held_out(run, faces, recipe):
     """Two runs that hold out the same faces are averaged there, folds are not."""
-    models = runs.models(run)
-    oof = runs.unseen(models, faces)
-    medians = ages.read_off(runs.distributions(run, faces))["pred_age"]
+    models = outcome.models(run)
+    oof = outcome.unseen(models, faces)
+    medians = ages.read_off(outcome.distributions(run, faces))["pred_age"]
     np.testing.assert_allclose(oof["pred_age"], medians)
     sides = data.hold_out(faces, FOLDS)
     for seed in (1, 2):
         one = replace(recipe, seed=seed)
         train.fit(one, *sides, run.with_name(f"seed-{seed}"))
     two = [run.with_name(f"seed-{seed}") / "model.safetensors" for seed in (1, 2)]
-    table = runs.unseen(two, faces)
+    table = outcome.unseen(two, faces)
     assert table["path"].tolist() == sides[1]["path"].tolist()
     both = [predict.distributions(model.load(path), sides[1], views=3) for path in two]
     mean = ages.read_off(np.mean(both, axis=0))["pred_age"]
     np.testing.assert_allclose(table["pred_age"], mean, atol=0.02)
-    one_view = runs.unseen(two, faces, views=1)
+    one_view = outcome.unseen(two, faces, views=1)
     assert not np.allclose(one_view["pred_age"], table["pred_age"], atol=1e-3)
     # together: three networks for the faces of fold 0, one for the others
-    all_five = runs.unseen([*models, *two], faces)
+    all_five = outcome.unseen([*models, *two], faces)
     assert len(all_five) == len(faces)
     elsewhere = oof["path"].isin(sides[0]["path"])
     same = np.isclose(all_five["pred_age"], oof["pred_age"], atol=1e-3)
@@ -202,13 +218,13 @@ def test_a_run_of_folds_is_found_and_judged_like_any_other(
     assert runs.folder(recipe, faces) == runs.newest(faces) == folder
     with pytest.warns(UserWarning, match="a run of other faces"):
         assert runs.folder(recipe, faces.head(30)).name == "tiny-2"
-    trained, table = runs.judged(folder, faces)
+    trained, table = outcome.judged(folder, faces)
     assert table["path"].tolist() == faces["path"].tolist()
     first = table[table["fold"] == 0]
     again = predict.predict(trained, first)
     np.testing.assert_allclose(again["pred_age"], first["pred_age"], atol=1e-3)
     told = pages.index(folder, [])["cells"][0]["source"]
-    assert f"Validation error: **{runs.error(folder)}**." in told
+    assert f"Validation error: **{outcome.error(folder)}**." in told
 
 
 def test_an_attached_run_of_folds_is_taken_over(
@@ -270,7 +286,7 @@ def test_damaged_distributions_are_named_and_made_again(
     with pytest.raises(
         (ValueError, FileNotFoundError), match=r"fold-1/validation\.npz"
     ):
-        runs.distributions(run, faces)
+        outcome.distributions(run, faces)
     train.cross_validate(recipe, faces, run)
     assert path.read_bytes() == kept
 

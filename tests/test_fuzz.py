@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from timm.optim import create_optimizer_v2
 
-from agelib import data, files, images, model, runs, states
+from agelib import data, files, images, model, outcome, runs, states
 from agelib.recipe import from_dict
 from tests.conftest import TINY
 
@@ -54,7 +54,9 @@ def mutants(content: bytes, number: int) -> Iterator[bytes]:
         yield bytes(mutant)
 
 
-def outcome(read: Callable, *given: object, naming: Path | None = None) -> object:
+def read_or_refuse(
+    read: Callable, *given: object, naming: Path | None = None
+) -> object:
     """What reading gives; None after an error of a clear kind, in one sentence."""
     try:
         return read(*given)
@@ -75,7 +77,7 @@ def test_damaged_tables(tmp_path):
     read = 0
     for mutant in mutants("\n".join(["file_id,age", *rows, ""]).encode(), 300):
         csv.write_bytes(mutant)
-        table = outcome(data.read_ages, csv, naming=csv)
+        table = read_or_refuse(data.read_ages, csv, naming=csv)
         if table is None:
             continue
         read += 1
@@ -107,7 +109,7 @@ def test_damaged_images(tmp_path, kind):
     Image.fromarray(pixels).save(file, kind)
     for mutant in mutants(file.getvalue(), 60):
         path.write_bytes(mutant)
-        image = outcome(images.read_image, str(path), naming=path)
+        image = read_or_refuse(images.read_image, str(path), naming=path)
         if image is not None:
             assert image.mode == "RGB"
             assert min(image.size) >= images.SMALLEST
@@ -125,7 +127,7 @@ def test_damaged_checkpoints(tmp_path):
     faces = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     for mutant in mutants(whole[:header], 60):
         path.write_bytes(mutant + whole[header:])
-        if trained := outcome(model.load, path, naming=path):
+        if trained := read_or_refuse(model.load, path, naming=path):
             with torch.inference_mode():
                 shares = trained[0].probabilities(faces)
             assert shares.sum().item() == pytest.approx(1, abs=1e-4)
@@ -164,6 +166,21 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+def test_damaged_distributions(run, tmp_path):
+    """They are probabilities of as many faces, or are refused."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    faces = pd.read_csv(run.with_name("faces.csv"))
+    path = copy / runs.DISTRIBUTIONS
+    outcome.write_distributions(np.full((4, 101), 1 / 101), path)
+    for mutant in mutants(path.read_bytes(), 150):
+        path.write_bytes(mutant)
+        found = read_or_refuse(outcome.distributions, copy, faces, naming=path)
+        if found is not None:
+            assert found.shape == (4, 101)
+            np.testing.assert_allclose(found.sum(1), 1, atol=0.02)
+
+
 @pytest.mark.parametrize("name", [runs.RECIPE, runs.VALIDATION])
 def test_damaged_descriptions_of_a_run(run, tmp_path, name):
     """What is read is what was written, or is refused."""
@@ -173,11 +190,11 @@ def test_damaged_descriptions_of_a_run(run, tmp_path, name):
     whole = (run / name).read_bytes()
     for mutant in mutants(whole, 150):
         (copy / name).write_bytes(mutant)
-        if found := outcome(runs.read, copy, naming=copy):
+        if found := read_or_refuse(runs.read, copy, naming=copy):
             assert from_dict(asdict(found[0])) == found[0]
             assert all(isinstance(fingerprint, str) for fingerprint in found[1])
         if name == runs.VALIDATION:
-            table = outcome(runs.validation, copy, faces, naming=copy / name)
+            table = read_or_refuse(outcome.validation, copy, faces, naming=copy / name)
             if table is not None:
                 assert table["file_id"].tolist() == faces["file_id"][:4].tolist()
                 assert table["age"].tolist() == [0, 1, 2, 3]

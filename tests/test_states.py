@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 
-from agelib import loop, model, predict, runs, states, train
+from agelib import loop, model, outcome, predict, runs, states, train
 from tests.conftest import TINY, stopping
 
 COLUMNS = ["epoch", "train_loss", "val_mae", "lr"]
@@ -379,7 +379,7 @@ def test_a_complete_runs_files_are_made_again_from_its_state(
     assert {n: (run / n).read_bytes() for n in before} == before
     again = load_file(run / runs.MODEL)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
-    assert len(runs.validation(run, tables[1])) == 10
+    assert len(outcome.validation(run, tables[1])) == 10
 
 
 def test_a_link_in_place_of_what_a_save_writes_is_removed_not_followed(

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from agelib import data, gallery, plots, runs
+from agelib import data, gallery, outcome, plots
 
 DATA = Path(__file__).parents[2] / "data"
 RESULTS = DATA / "results"
@@ -41,7 +41,7 @@ def charts(dataset: Path) -> None:
 
 def wall(run: Path) -> None:
     """Every third or so of the held-out faces, by age: good answers and bad ones."""
-    held_out = runs.validation(run, data.read_train(DATA / "sample"))
+    held_out = outcome.validation(run, data.read_train(DATA / "sample"))
     columns, rows = WALL
     by_age = held_out.sort_values("age", kind="stable")
     shown = by_age.iloc[:: len(held_out) // (columns * rows)].head(columns * rows)
