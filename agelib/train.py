@@ -169,6 +169,7 @@ def cross_validate(
             runs.set_aside(folder)
         loss = options.get("loss", age_loss)
         runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
+    histories = []
     # as many as there are different photos, if these are fewer
     folds = data.split(faces, recipe.folds)["fold"].nunique()
     for fold in range(folds):
@@ -185,11 +186,12 @@ def cross_validate(
                 raise
             print(f"{stop or 'Interrupted'}. Run again to go on with this fold.")
             break
+        histories.append(history.assign(fold=fold))
         if not recipe.is_over(history["val_mae"].tolist()):
             break
     if alone:
         outcome.write_out_of_fold(folder, faces)
-    return outcome.history(folder)
+    return pd.concat(histories, ignore_index=True)
 
 
 def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:

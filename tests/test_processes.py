@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import metrics, model, predict, states
+from agelib import data, metrics, model, outcome, predict, states
 
 HERE = Path(__file__).parent
 
@@ -88,7 +88,35 @@ def test_only_the_main_process_writes_and_shows_progress(dataset, tiny, tmp_path
         "recipe.json",
         "history.csv",
         "validation.csv",
+        "validation.npz",
         "state-9",
         "report-0.json",
         "report-1.json",
     }
+
+
+FOLDS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from agelib import data, train
+from tests.conftest import TINY
+
+faces, run = map(Path, sys.argv[1:])
+table = data.read_train(faces)
+history = train.cross_validate(replace(TINY, folds=2, epochs=2), table, run)
+assert history["fold"].tolist() == [0, 0, 1, 1]
+"""
+
+
+def test_two_processes_share_each_fold(dataset, tiny, tmp_path):
+    script, run = tmp_path / "folds.py", tmp_path / "run"
+    script.write_text(FOLDS)
+    for trained in (0, 2):
+        out = launch(2, script, dataset, run)
+        assert out.count("Fold 2 of 2") == 1
+        assert out.count("Already trained") == trained
+    faces = data.read_train(dataset)
+    table = outcome.validation(run, faces)
+    assert table["file_id"].tolist() == faces["file_id"].tolist()
+    assert len(pd.read_csv(run / "oof.csv")) == len(faces)
