@@ -65,7 +65,10 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def at_random(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One to three of the changes above, at strengths from mild to very bad."""
+    """One to three of these changes, at strengths from mild to very bad.
+
+    `augment` in `loading` turns faces, and takes their colour away.
+    """
     chosen = rng.permutation(6) < rng.integers(1, 4)
     if chosen[0]:
         image = light(image, np.exp(rng.uniform(-1.1, 0.7)))

@@ -86,9 +86,11 @@ class Faces(Dataset):
         epoch, row = key
         size = self.recipe.size_in(epoch)
         rng = np.random.default_rng((self.recipe.seed, epoch, row))
+        # with a generator of its own, so that the other changes stay what they are
+        spoiling = np.random.default_rng((self.recipe.seed, epoch, row, 1))
         image = self._image(row, size)
-        if self.recipe.degraded and rng.random() < self.recipe.degraded:
-            image = degrade.at_random(image, rng)
+        if spoiling.random() < self.recipe.degraded:
+            image = degrade.at_random(image, spoiling)
         image = augment(image, size, self.recipe, rng)
         return pil_to_tensor(image), self.ages[row], row
 

@@ -17,19 +17,26 @@ from agelib.model import Trained
 
 def models(folder: Path) -> list[Path]:
     """The models of a run: one, or of a cross-validation that of each fold so far."""
-    paths = [training / runs.MODEL for training in runs.trainings(folder)]
-    return [path for path in paths if path.is_file()] or [folder / runs.MODEL]
+    return [training / runs.MODEL for training in _trained(folder).values()]
 
 
 def history(folder: Path) -> pd.DataFrame:
     """What a run's trainings wrote of each epoch, with its `fold`."""
-    parts = [model.parent for model in models(folder)]
-    tables = [pd.read_csv(part / runs.HISTORY) for part in parts]
-    folds = map(runs.fold_number, parts)
-    return pd.concat(
-        [table.assign(fold=fold) for table, fold in zip(tables, folds, strict=True)],
-        ignore_index=True,
-    )
+    epochs = [
+        pd.read_csv(training / runs.HISTORY).assign(fold=fold)
+        for fold, training in _trained(folder).items()
+    ]
+    return pd.concat(epochs, ignore_index=True)
+
+
+def _trained(folder: Path) -> dict[int, Path]:
+    """The folders of the trainings that have completed an epoch, by their folds."""
+    found = {
+        fold: training
+        for fold, training in runs.trainings(folder).items()
+        if (training / runs.MODEL).is_file()
+    }
+    return found or {0: folder}
 
 
 def error(folder: Path) -> str:
@@ -58,9 +65,7 @@ def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
     run = Path(run)
     if run.is_dir():
         return model.load(models(run)[0]), validation(run, faces)
-    trained = model.load(run)
-    held_out = faces["digest"].isin(results.held_out())
-    new = faces[held_out | ~held_out.any()]
+    trained, new = model.load(run), _new_to_a_checkpoint(faces)
     return trained, predict.predict(trained, new).assign(fold=0)
 
 
@@ -103,11 +108,12 @@ def unseen(
     """What several models say of faces that they have not learned from.
 
     Each face is predicted by those of them which held it out, whose distributions are
-    averaged; faces from which all have learned are left out. So the error of an
-    ensemble is never measured on a face that one of its networks knows by heart.
+    averaged; faces from which all have learned are left out. So no network judges a
+    face that it knows by heart.
 
     Args:
-        paths: models in the folders of their trainings, as `models` gives them.
+        paths: models, as `models` gives them. One that lies outside of a run is taken
+            to be new to the faces that `judged` would show it.
         faces: all labelled faces, as `data.read_train` gives them.
         views: how many of `loading.VIEWS` of each face to average; by default as many
             as the recipe says.
@@ -117,16 +123,23 @@ def unseen(
     total = np.zeros((len(faces), N_AGES), np.float32)
     voices = np.zeros(len(faces))
     for path in map(Path, paths):
-        held_out = validation(path.parent, faces)
+        run = path.parent if (path.parent / runs.RECIPE).is_file() else None
+        held_out = validation(run, faces) if run else _new_to_a_checkpoint(faces)
         new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
-        if views is None:
-            total[new] += distributions(path.parent, faces)
+        if run and views is None:
+            total[new] += distributions(run, faces)
         else:
             total[new] += predict.distributions(model.load(path), faces[new], views)
         voices += new
     known = voices > 0
     mean = total[known] / voices[known, None]
     return faces[known].assign(**read_off(mean))
+
+
+def _new_to_a_checkpoint(faces: pd.DataFrame) -> pd.DataFrame:
+    """Those that the shipped network held out, or if there are none of them, all."""
+    held_out = faces["digest"].isin(results.held_out())
+    return faces[held_out | ~held_out.any()]
 
 
 def write_out_of_fold(folder: Path, faces: pd.DataFrame) -> None:
@@ -145,9 +158,9 @@ def write_distributions(probabilities: np.ndarray, path: Path) -> None:
 
 def _validation(folder: Path, faces: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """The held-out faces of one training after the other, and the order of `faces`."""
-    parts = [model.parent for model in models(folder)]
     held_out = [
-        _held_out(part, faces).assign(fold=runs.fold_number(part)) for part in parts
+        _held_out(training, faces).assign(fold=fold)
+        for fold, training in _trained(folder).items()
     ]
     table = pd.concat(held_out, ignore_index=True)
     place = pd.Index(faces["file_id"]).get_indexer(table["file_id"])
@@ -194,6 +207,8 @@ def _read_distributions(path: Path, faces: int) -> np.ndarray:
             probabilities = content["probabilities"]
         if (probabilities.shape, probabilities.dtype) != ((faces, N_AGES), np.float16):
             raise ValueError(f"it is not of {faces:,} faces and {N_AGES} ages")
+        if probabilities.min() < 0:
+            raise ValueError("it has shares below zero")
         # each of them was rounded
         if not np.allclose(probabilities.sum(1, dtype=np.float32), 1, atol=0.02):
             raise ValueError("its rows do not sum to one")

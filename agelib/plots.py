@@ -248,8 +248,9 @@ def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
     require(table, "network", "photo", "mae", "low", "high")
     photos = list(dict.fromkeys(table["photo"]))
     ax = dress(ax, "What a bad photo costs", "", "", (9, 1 + 0.28 * len(photos)))
-    networks = table.groupby("network", sort=False)
-    for colour, (name, rows) in zip((ORANGE, BLUE, RED), networks, strict=False):
+    networks = dict(list(table.groupby("network", sort=False)))
+    colours = (ORANGE, BLUE, RED)[: len(networks)]
+    for colour, (name, rows) in zip(colours, networks.items(), strict=True):
         y = rows["photo"].map(photos.index)
         reach = rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
         style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4, "label": name}

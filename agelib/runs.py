@@ -36,11 +36,12 @@ _NAMES += (OUT_OF_FOLD, OUT_OF_FOLD_DISTRIBUTIONS)
 SECONDS_TO_WAIT = 15
 
 
-def folder(recipe: Recipe, faces: pd.DataFrame) -> Path:
+def folder(recipe: Recipe, faces: pd.DataFrame, cross_validation: bool = False) -> Path:
     """The folder of this recipe's run on these faces, made if needed.
 
-    `runs/<recipe>`, where `env.run_folder` puts it; if that holds other faces' run,
-    `runs/<recipe>-2` and so on. On Kaggle, where each notebook begins with nothing, it
+    `runs/<recipe>`, where `env.run_folder` puts it, or of a cross-validation
+    `runs/<recipe>-5-folds`; if that holds other faces' run, `runs/<recipe>-2` and so
+    on. On Kaggle, where each notebook begins with nothing, it
     starts as a copy of the run that an attached notebook left, if that is of this
     recipe and these faces.
 
@@ -49,7 +50,8 @@ def folder(recipe: Recipe, faces: pd.DataFrame) -> Path:
     Raises:
         OSError: if the folder can't be made or written.
     """
-    names = chain([recipe.name], (f"{recipe.name}-{n}" for n in count(2)))
+    name = f"{recipe.name}-{recipe.folds}-folds" if cross_validation else recipe.name
+    names = chain([name], (f"{name}-{n}" for n in count(2)))
     for path in (env.runs_folder() / name for name in names):
         if not (path.is_dir() and any(path.iterdir())):
             break
@@ -58,11 +60,11 @@ def folder(recipe: Recipe, faces: pd.DataFrame) -> Path:
         except (OSError, ValueError) as error:
             warnings.warn(f"{error} So this run goes elsewhere.", stacklevel=2)
             continue
-        if theirs in _sides(faces, found):
+        if theirs == _sides(faces, found)[cross_validation]:
             return env.run_folder(path.name)
         warnings.warn(f"{path} holds a run of other faces.", stacklevel=2)
     for attached in env.attached_runs():
-        if _is_of(attached, faces, recipe):
+        if _is_of(attached, faces, (recipe, cross_validation)):
             _copy(attached, path)
             break
     return env.run_folder(path.name)
@@ -94,12 +96,20 @@ def newest(faces: pd.DataFrame) -> Path:
     )
 
 
-def _is_of(run: Path, faces: pd.DataFrame, recipe: Recipe | None = None) -> bool:
+def _is_of(
+    run: Path, faces: pd.DataFrame, wanted: tuple[Recipe, bool] | None = None
+) -> bool:
+    """Whether a run is of these faces, and of a recipe and kind if one is wanted."""
     try:
         found, theirs = read(run)
     except (OSError, ValueError):
         return False
-    return recipe in (None, found) and theirs in _sides(faces, found)
+    kinds = [
+        (found, number == 1)
+        for number, sides in enumerate(_sides(faces, found))
+        if sides == theirs
+    ]
+    return bool(kinds) and wanted in (None, *kinds)
 
 
 def _sides(faces: pd.DataFrame, recipe: Recipe) -> list[tuple[str, str]]:
@@ -114,7 +124,7 @@ def _sides(faces: pd.DataFrame, recipe: Recipe) -> list[tuple[str, str]]:
 def _copy(attached: Path, run: Path) -> None:
     """Copies a run's own files, and nothing else that lies beside them."""
     theirs = []
-    for part in {attached, *trainings(attached)}:
+    for part in {attached, *trainings(attached).values()}:
         states_there = (s / name for s in states.saved(part) for name in states.FILES)
         theirs += [part / name for name in _NAMES] + list(states_there)
     env.run_folder(run.name)
@@ -229,18 +239,19 @@ def _noted(folder: Path) -> tuple[Recipe, dict[str, str]]:
         ) from error
 
 
-def trainings(folder: Path) -> list[Path]:
-    """The folders of a run's trainings: of each fold that has begun, or its own."""
-    numbered = re.compile(r"fold-\d{1,4}")
-    folds = [p for p in folder.glob("fold-*") if numbered.fullmatch(p.name)]
-    folds = [p for p in folds if (p / RECIPE).is_file()]
-    return sorted(folds, key=fold_number) or [folder]
+def trainings(folder: Path) -> dict[int, Path]:
+    """The folders of a run's trainings by the fold that each holds out.
+
+    Of a cross-validation those of the folds that have begun; else the run's own, 0.
+    """
+    numbered = re.compile(r"fold-([0-9]{1,4})")
+    found = {numbered.fullmatch(path.name): path for path in folder.glob("fold-*")}
+    folds = {int(m[1]): path for m, path in found.items() if m and _has_begun(path)}
+    return dict(sorted(folds.items())) or {0: folder}
 
 
-def fold_number(training: Path) -> int:
-    """Which fold a training holds out; a single one the first."""
-    name = training.name.removeprefix("fold-")
-    return int(name) if name.isdigit() else 0
+def _has_begun(training: Path) -> bool:
+    return (training / RECIPE).is_file()
 
 
 def fingerprint(table: pd.DataFrame) -> str:

@@ -21,8 +21,9 @@ import torch
 from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from agelib import data, env, hardware, model, outcome, runs
+from agelib import data, env, files, hardware, model, outcome, runs
 from agelib.ages import age_loss
 from agelib.loop import Loop
 from agelib.recipe import Recipe, default
@@ -115,6 +116,13 @@ def fit(
             run = create, recipe, folder
             notebook_launcher(_run, run, num_processes=processes)
             return pd.read_csv(folder / runs.HISTORY)
+        except ChildFailedError as error:
+            # what a process of several raised is known by its text alone
+            if time.perf_counter() < deadline or (folder / runs.MODEL).exists():
+                raise
+            raise TimeoutError(
+                "Stopped by the time limit before one epoch was complete"
+            ) from error
         except RuntimeError as error:
             micro_batches *= 2
             # one of several that a launcher started can't try again by itself, and
@@ -152,29 +160,51 @@ def cross_validate(
         folder: the run's folder, as `runs.folder` makes it.
         fresh: set an earlier run's files aside as `<folder>.old-N` and start over.
         time_limit: hours, for all folds together.
-        options: for `fit`.
+        options: for `fit`, but no `start`.
     Returns:
         The histories of all folds so far, as `outcome.history` gives them.
     Raises:
         ValueError: if the folder holds a run of another recipe, with another number of
-            folds or of other faces, or no cross-validation.
+            folds or of other faces, or no cross-validation; or if there is a `start`.
         BlockingIOError, FloatingPointError, OSError, TimeoutError, KeyboardInterrupt:
             as `fit`; the last two only before the first fold has completed an epoch.
     """
-    began = time.perf_counter()
+    if options.get("start"):
+        raise ValueError(
+            "A cross-validation begins with ImageNet's weights: those of a trained "
+            f"network, as {options['start']}, may know the faces that a fold holds "
+            "out. Leave `start` out."
+        )
     # of several processes the first keeps the folder
     alone = os.environ.get("RANK", "0") == "0"
-    if alone:
-        if fresh:
+    with runs.locked(folder) if alone else nullcontext():
+        if alone and fresh:
             runs.set_aside(folder)
-        loss = options.get("loss", age_loss)
-        runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
+        if alone:
+            loss = options.get("loss", age_loss)
+            with files.writing(folder):
+                runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
+        history = _fit_folds(recipe, faces, folder, time_limit, **options)
+        if alone:
+            outcome.write_out_of_fold(folder, faces)
+    return history
+
+
+def _fit_folds(
+    recipe: Recipe,
+    faces: pd.DataFrame,
+    folder: Path,
+    time_limit: float,
+    **options: object,
+) -> pd.DataFrame:
+    began = time.perf_counter()
+    alone = os.environ.get("RANK", "0") == "0"
     histories = []
     # as many as there are different photos, if these are fewer
     folds = data.split(faces, recipe.folds)["fold"].nunique()
     for fold in range(folds):
         if alone:
-            print(f"Fold {fold + 1} of {folds}")
+            print(f"Fold {fold}, number {fold + 1} of {folds}")
         left = time_limit - (time.perf_counter() - began) / 3600
         sides = data.hold_out(faces, recipe.folds, fold)
         try:
@@ -184,13 +214,13 @@ def cross_validate(
         except (TimeoutError, KeyboardInterrupt) as stop:
             if fold == 0:
                 raise
-            print(f"{stop or 'Interrupted'}. Run again to go on with this fold.")
+            if alone:
+                reason = str(stop) or "Interrupted before this fold's first epoch ended"
+                print(f"{reason}. Run again to go on.")
             break
         histories.append(history.assign(fold=fold))
         if not recipe.is_over(history["val_mae"].tolist()):
             break
-    if alone:
-        outcome.write_out_of_fold(folder, faces)
     return pd.concat(histories, ignore_index=True)
 
 
@@ -235,7 +265,8 @@ def main() -> None:
     options = {"fresh": asked.fresh, "time_limit": env.time_limit_hours()}
     if asked.folds > 1:
         chosen = replace(chosen, folds=asked.folds)
-        cross_validate(chosen, faces, runs.folder(chosen, faces), **options)
+        folder = runs.folder(chosen, faces, cross_validation=True)
+        cross_validate(chosen, faces, folder, **options)
     else:
         train_faces, validation = data.hold_out(faces, chosen.folds)
         fit(chosen, train_faces, validation, runs.folder(chosen, faces), **options)

@@ -327,7 +327,7 @@ def test_robustness_tells_what_each_spoiled_photo_costs(
     call(robustness, dataset, out, *networks, "--views", 1)
     table = pd.read_csv(out).set_index(["network", "photo"])
     assert len(table) == 2 * len(robustness.PHOTOS)
-    # by hand: the light of a quarter of the noise-free faces
+    # by hand: the faces with less light
     dim = Trained(untrained(seed=1), TINY)
     darker = held_out.assign(path=[str(tmp_path / f"{n}.png") for n in held_out.index])
     for source, path in zip(held_out["path"], darker["path"], strict=True):

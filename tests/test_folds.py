@@ -8,6 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+)
 
 from agelib import (
     ages,
@@ -115,7 +119,11 @@ def test_an_interrupt_ends_all_folds_and_the_next_start_goes_on(
 ):
     stopped = tmp_path / "stopped"
     train.cross_validate(recipe, faces, stopped, loop=loop)
-    assert "un again" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    if loop is StopsInTheSecondFold:
+        assert "Interrupted in epoch 2. " in told
+    else:
+        assert "Interrupted before this fold's first epoch ended. Run again" in told
     # three steps an epoch: one epoch of the second fold is complete, or none
     folds = [0, 1] if loop is StopsInTheSecondFold else [0]
     oof = pd.read_csv(stopped / "oof.csv")
@@ -150,6 +158,56 @@ def test_no_time_for_a_first_epoch_is_an_error(recipe, faces, tmp_path):
         train.cross_validate(recipe, faces, tmp_path / "tiny", time_limit=1e-9)
 
 
+def test_a_trained_network_may_know_what_a_fold_holds_out(recipe, faces, tmp_path):
+    start = tmp_path / "trained.safetensors"
+    with pytest.raises(ValueError, match=r"trained\.safetensors, may know the faces"):
+        train.cross_validate(recipe, faces, tmp_path / "tiny", start=start)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_processes_out_of_time_are_known_by_the_clock(
+    recipe, faces, tmp_path, monkeypatch, capsys
+):
+    """What they raise is known by its text alone; the folds before are kept."""
+    now = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+
+    def launch(run, given, num_processes):
+        if given[-1].name == "fold-1":
+            now[0] = 3600.0
+            raise ChildFailedError("run", {0: ProcessFailure(0, 0, 1, "error.json")})
+        run(*given)
+
+    monkeypatch.setattr(train, "notebook_launcher", launch)
+    history = train.cross_validate(
+        recipe, faces, tmp_path / "tiny", processes=2, time_limit=1
+    )
+    assert history["fold"].tolist() == [0, 0]
+    assert "Stopped by the time limit before one epoch" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "tiny" / "oof.csv")["fold"].unique().tolist() == [0]
+    # with time left it is an error like any other
+    now[0] = 0.0
+    with pytest.raises(ChildFailedError):
+        train.cross_validate(recipe, faces, tmp_path / "tiny", processes=2)
+
+
+def test_two_cross_validations_in_one_folder_are_one_too_many(
+    recipe, faces, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "SECONDS_TO_WAIT", 0.1)
+    run = tmp_path / "tiny"
+    with runs.locked(run), pytest.raises(BlockingIOError, match="Another training"):
+        train.cross_validate(recipe, faces, run, fresh=True)
+
+
+def test_a_recipe_named_like_a_fold_is_no_fold(recipe, faces, tmp_path):
+    sides = data.hold_out(faces, FOLDS)
+    for name in ("7", "fold-3"):
+        train.fit(replace(recipe, epochs=1), *sides, tmp_path / name)
+        assert outcome.history(tmp_path / name)["fold"].tolist() == [0]
+        assert set(outcome.validation(tmp_path / name, faces)["fold"]) == {0}
+
+
 def test_another_number_of_folds_is_refused(run, recipe, faces):
     with pytest.raises(ValueError, match=r"folds is 3 there, 4 here.*fresh=True"):
         train.cross_validate(replace(recipe, folds=4), faces, run)
@@ -178,7 +236,7 @@ def test_fewer_photos_than_folds_make_fewer_folds(recipe, faces, tmp_path):
     assert history["fold"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_network_judges_only_faces_that_it_held_out(run, faces, recipe):
+def test_a_network_judges_only_faces_that_it_held_out(run, faces, recipe, tmp_path):
     """Two runs that hold out the same faces are averaged there, folds are not."""
     models = outcome.models(run)
     oof = outcome.unseen(models, faces)
@@ -196,6 +254,11 @@ def test_a_network_judges_only_faces_that_it_held_out(run, faces, recipe):
     np.testing.assert_allclose(table["pred_age"], mean, atol=0.02)
     one_view = outcome.unseen(two, faces, views=1)
     assert not np.allclose(one_view["pred_age"], table["pred_age"], atol=1e-3)
+    # one outside of a run judges what the shipped network held out, of others all
+    alone = two[0].rename(tmp_path / "alone.safetensors")
+    told = predict.predict(model.load(alone), faces)["pred_age"]
+    np.testing.assert_allclose(outcome.unseen([alone], faces)["pred_age"], told)
+    alone.rename(two[0])
     # together: three networks for the faces of fold 0, one for the others
     all_five = outcome.unseen([*models, *two], faces)
     assert len(all_five) == len(faces)
@@ -213,11 +276,18 @@ def test_a_run_of_folds_is_found_and_judged_like_any_other(
 ):
     monkeypatch.setenv("AGELIB_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("AGELIB_RECIPE", raising=False)
-    folder = runs.folder(recipe, faces)
+    folder = runs.folder(recipe, faces, cross_validation=True)
     train.cross_validate(recipe, faces, folder)
-    assert runs.folder(recipe, faces) == runs.newest(faces) == folder
+    assert folder == tmp_path / "runs" / "tiny-3-folds"
+    again = runs.folder(recipe, faces, cross_validation=True)
+    assert again == runs.newest(faces) == folder
     with pytest.warns(UserWarning, match="a run of other faces"):
-        assert runs.folder(recipe, faces.head(30)).name == "tiny-2"
+        other = runs.folder(recipe, faces.head(30), cross_validation=True)
+    assert other.name == "tiny-3-folds-2"
+    # a single training, and one of more folds, have folders of their own
+    assert runs.folder(recipe, faces).name == "tiny"
+    more = replace(recipe, folds=4)
+    assert runs.folder(more, faces, cross_validation=True).name == "tiny-4-folds"
     trained, table = outcome.judged(folder, faces)
     assert table["path"].tolist() == faces["path"].tolist()
     first = table[table["fold"] == 0]
@@ -233,12 +303,13 @@ def test_an_attached_run_of_folds_is_taken_over(
     monkeypatch.setattr(env, "KAGGLE", tmp_path / "kaggle")
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     monkeypatch.delenv("AGELIB_RUNS", raising=False)
-    attached = tmp_path / "kaggle" / "input" / "training" / "runs" / "tiny"
+    attached = tmp_path / "kaggle" / "input" / "training" / "runs" / "folds"
     attached.parent.mkdir(parents=True)
     run.rename(attached)
     (attached / "fold-0" / "stranger.txt").write_text("not a run's file")
-    copy = runs.folder(recipe, faces)
-    assert copy == env.KAGGLE / "working" / "runs" / "tiny"
+    assert not any(runs.folder(recipe, faces).iterdir())
+    copy = runs.folder(recipe, faces, cross_validation=True)
+    assert copy == env.KAGGLE / "working" / "runs" / "tiny-3-folds"
     never = stopping(0, AssertionError("it trains"))
     assert len(train.cross_validate(recipe, faces, copy, loop=never)) == 6
     assert not (copy / "fold-0" / "stranger.txt").exists()
@@ -258,6 +329,12 @@ def of_objects(path: Path) -> None:
     np.savez_compressed(path, probabilities=np.array([print], dtype=object))
 
 
+def of_negative_shares(path: Path) -> None:
+    shares = np.load(path)["probabilities"]
+    shares[:, 0], shares[:, 1] = -1, 2 - shares[:, 2:].sum(1)
+    np.savez_compressed(path, probabilities=shares)
+
+
 def of_no_probabilities(path: Path) -> None:
     n = len(np.load(path)["probabilities"])
     np.savez_compressed(path, probabilities=np.ones((n, 101), np.float16))
@@ -275,6 +352,7 @@ def of_no_probabilities(path: Path) -> None:
         of_many_faces,
         of_objects,
         of_no_probabilities,
+        of_negative_shares,
     ],
 )
 def test_damaged_distributions_are_named_and_made_again(
@@ -316,7 +394,7 @@ def test_the_command_line_trains_as_many_folds_as_asked(
     monkeypatch.setattr(train, "default", lambda *_: replace(tiny, epochs=1))
     monkeypatch.setattr(sys, "argv", ["train", "--folds", "2"])
     train.main()
-    assert len(pd.read_csv(tmp_path / "runs" / "tiny" / "oof.csv")) == 40
+    assert len(pd.read_csv(tmp_path / "runs" / "tiny-2-folds" / "oof.csv")) == 40
     monkeypatch.setattr(sys, "argv", ["train", "--folds", "0"])
     with pytest.raises(SystemExit):
         train.main()

@@ -114,7 +114,7 @@ def test_two_processes_share_each_fold(dataset, tiny, tmp_path):
     script.write_text(FOLDS)
     for trained in (0, 2):
         out = launch(2, script, dataset, run)
-        assert out.count("Fold 2 of 2") == 1
+        assert out.count("number 2 of 2") == 1
         assert out.count("Already trained") == trained
     faces = data.read_train(dataset)
     table = outcome.validation(run, faces)
