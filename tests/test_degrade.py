@@ -112,7 +112,7 @@ def test_random_changes_follow_their_generator_and_reach_all_kinds(monkeypatch):
 def test_a_recipe_spoils_the_share_of_faces_that_it_says(dataset, monkeypatch):
     """And the other faces are those of a recipe that spoils none."""
     faces = data.read_train(dataset)
-    plain = replace(RECIPES["cpu"], image_size=32, first_size=0, degraded=0.0)
+    plain = replace(RECIPES["cpu"], image_size=32, first_size=0, light=0.0)
     black = Image.new("RGB", (40, 40))
     monkeypatch.setattr(degrade, "at_random", lambda image, rng: black)
     spoiled = loading.Faces(faces, 32, replace(plain, degraded=0.3, erasing=0.0))
