@@ -13,10 +13,11 @@ CHECKPOINT = DATA / "checkpoints" / "lite0.safetensors"
 RESULTS = pd.read_csv(DATA / "results" / "lite0" / "validation.csv")
 
 
-def test_the_checkpoint_is_small_and_learned_by_the_recipe_cpu():
+def test_the_checkpoint_is_small_and_learned_from_spoiled_faces_too():
     assert CHECKPOINT.stat().st_size < 8_000_000
     recipe = model.load(CHECKPOINT).recipe
-    assert (recipe.name, recipe.backbone) == ("cpu", "tf_efficientnet_lite0.in1k")
+    assert recipe.backbone == "tf_efficientnet_lite0.in1k"
+    assert (recipe.name, recipe.degraded) == ("lite0", 0.5)
 
 
 def test_the_checkpoint_reproduces_its_stored_answers():

@@ -19,7 +19,7 @@ def test_ages_are_counted_as_often_as_they_occur():
     assert constant == pytest.approx(faces["error of the constant, years"], abs=0.005)
 
 
-@pytest.mark.parametrize("run", ["cpu", "quick"])
+@pytest.mark.parametrize("run", ["cpu", "quick", "lite0"])
 def test_the_best_epoch_is_the_one_that_predicted(run):
     best = results.history(run)["val_mae"].min()
     assert metrics.mae(results.validation(run)) == pytest.approx(best, abs=0.001)
@@ -50,6 +50,15 @@ def test_a_variant_is_compared_with_the_base_of_its_seeds():
     assert table.notna().all(axis=None)
 
 
+def test_what_a_spoiled_photo_costs_is_told_beside_the_same_faces_as_they_are():
+    table = results.robustness()
+    as_it_is = table[table["photo"] == "as it is"].set_index("network")["mae"]
+    assert len(as_it_is) == 2
+    cost = table["mae"] - table["network"].map(as_it_is)
+    np.testing.assert_allclose(table["cost"], cost, atol=0.0015)
+    assert table["mae"].between(table["low"], table["high"]).all()
+
+
 def test_every_variant_that_was_run_has_its_place():
     runs = results._read("ablation.csv")["run"].str.rpartition("/")[0]
     named = results._read("ablation_groups.csv")["run"]
@@ -66,6 +75,7 @@ def test_the_wheel_brings_the_tables_and_no_picture(tmp_path):
             if file.filename.startswith("agelib/measured/")
         }
     needed = {"faces.csv", "ages.csv", "ablation.csv", "ablation_groups.csv"}
+    needed |= {"robustness.csv", "decoding.csv", "detectors.csv", "framing.csv"}
     needed |= {f"{run}/validation.csv" for run in ("cpu", "quick", "lite0", "best")}
     needed |= {f"{run}/history.csv" for run in ("cpu", "quick", "lite0")}
     assert needed <= sizes.keys()
