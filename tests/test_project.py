@@ -245,3 +245,18 @@ def test_the_page_of_the_notebooks_lists_every_setting():
     code = "".join(read(path) for path in (ROOT / "agelib").glob("*.py"))
     listed = re.findall(r"^\| `(AGELIB_\w+)` ", read("notebooks/README.md"), re.M)
     assert sorted(listed) == sorted(set(re.findall(r"\bAGELIB_[A-Z_]+", code)))
+
+
+def test_what_bad_photos_cost_is_told_as_it_was_measured():
+    table = pd.read_csv(RESULTS / "robustness.csv")
+    before, after = (
+        {f"{error:.2f}" for error in rows["mae"]}
+        for _, rows in table.groupby("network", sort=False)
+    )
+    rows = cells("data/results/README.md")
+    first = rows.index(["photo", "before", "after"]) + 1
+    for _, *written in rows[first : first + 8]:
+        for cell, measured in zip(written, (before, after), strict=True):
+            numbers = re.findall(r"\d+\.\d\d", cell)
+            assert numbers
+            assert set(numbers) <= measured
