@@ -46,7 +46,7 @@ def error(folder: Path) -> str:
     told = f"{best['val_mae'].mean():.2f} years"
     if len(best) > 1:
         return f"{told}, the mean of {len(best)} folds"
-    return f"{told}, after epoch {best['epoch'].item()} of {len(table)}"
+    return f"{told}, after epoch {best.index.item() + 1} of {len(table)}"
 
 
 def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
