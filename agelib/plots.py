@@ -250,8 +250,11 @@ def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
     ax = dress(ax, "What a bad photo costs", "", "", (9, 1 + 0.28 * len(photos)))
     networks = dict(list(table.groupby("network", sort=False)))
     colours = (ORANGE, BLUE, RED)[: len(networks)]
-    for colour, (name, rows) in zip(colours, networks.items(), strict=True):
-        y = rows["photo"].map(photos.index)
+    # side by side, or equal errors would hide each other
+    beside = np.linspace(-0.15, 0.15, len(networks))
+    named = zip(colours, beside, networks.items(), strict=True)
+    for colour, aside, (name, rows) in named:
+        y = rows["photo"].map(photos.index) + aside
         reach = rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
         style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4, "label": name}
         ax.errorbar(rows["mae"], y, xerr=reach, **style)

@@ -21,7 +21,6 @@ import torch
 from accelerate import notebook_launcher
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from agelib import data, env, files, hardware, model, outcome, runs
 from agelib.ages import age_loss
@@ -114,15 +113,8 @@ def fit(
             # an earlier fit of this process left its state of one process
             AcceleratorState._reset_state(True)
             run = create, recipe, folder
-            notebook_launcher(_run, run, num_processes=processes)
+            _launch(run, processes, folder, deadline)
             return pd.read_csv(folder / runs.HISTORY)
-        except ChildFailedError as error:
-            # what a process of several raised is known by its text alone
-            if time.perf_counter() < deadline or (folder / runs.MODEL).exists():
-                raise
-            raise TimeoutError(
-                "Stopped by the time limit before one epoch was complete"
-            ) from error
         except RuntimeError as error:
             micro_batches *= 2
             # one of several that a launcher started can't try again by itself, and
@@ -231,6 +223,21 @@ def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
         there, here = (f"{backbone} with a {head}" for backbone, head in kinds)
         raise ValueError(f"{start} holds {there}, but the recipe wants {here}.")
     return net.state_dict()
+
+
+def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
+    # not above: on Windows and macOS it prints a note
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        notebook_launcher(_run, run, num_processes=processes)
+    except ChildFailedError as error:
+        # what a process of several raised is known by its text alone
+        if time.perf_counter() < deadline or (folder / runs.MODEL).exists():
+            raise
+        raise TimeoutError(
+            "Stopped by the time limit before one epoch was complete"
+        ) from error
 
 
 def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFrame:
