@@ -3,8 +3,9 @@
 A network gives each age from 0 to 100 a probability. It learns from **soft labels**: a
 face of 30 may as well be 29 or 31, so its label is a narrow Gaussian (`soft_labels`),
 and the loss is the cross-entropy to it (`age_loss`). The answer is the distribution's
-median, the number with the least expected absolute error; its 5% and 95% quantiles
-enclose nine of ten true ages, if the network knows how unsure it is (`read_off`).
+median, the number with the least expected absolute error; around it lies an interval
+that encloses nine of ten true ages (`read_off`), for which `conformal` corrects what the
+network takes for certain.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, l1_loss
+
+from agelib import conformal
 
 if TYPE_CHECKING:
     from agelib.recipe import Recipe
@@ -60,14 +63,32 @@ def laplace(age: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.distributions.Laplace(centre, scale).cdf(edges).diff(dim=1)
 
 
-def read_off(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+def read_off(
+    probabilities: np.ndarray,
+    calibration: np.ndarray | None = None,
+    level: float = 0.9,
+) -> dict[str, np.ndarray]:
     """What (faces, 101) probabilities say of each face, in years.
 
+    Args:
+        calibration: what `conformal.calibrate` returned; without one the distributions
+            are taken at their word.
+        level: the share of true ages that the intervals should hold.
     Returns:
-        `pred_age`, the median, and `low` and `high`, the 5% and 95% quantiles.
+        `pred_age`, the median, and the ends of the interval `low`..`high`: calibrated
+        ones are whole ages, else they are quantiles.
+    Raises:
+        ValueError: if the level is not between 0 and 1.
     """
-    shares = {"pred_age": 0.5, "low": 0.05, "high": 0.95}
-    return {name: quantile(probabilities, share) for name, share in shares.items()}
+    pred_age = quantile(probabilities, 0.5)
+    if calibration is None:
+        tail = (1 - conformal.check_level(level)) / 2
+        low, high = (quantile(probabilities, share) for share in (tail, 1 - tail))
+    else:
+        low, high = conformal.intervals(probabilities, calibration, level)
+    # a whole age may be the likeliest and yet lie to the other side of the median
+    low, high = np.minimum(low, pred_age), np.maximum(high, pred_age)
+    return {"pred_age": pred_age, "low": low, "high": high}
 
 
 def quantile(probabilities: np.ndarray, share: float) -> np.ndarray:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from agelib import (
+    conformal,
     files,
     hardware,
     loading,
@@ -350,8 +351,10 @@ class Loop:
     def write_best(self, predicted: np.ndarray) -> None:
         """Keeps the averaged weights as they are, which made these predictions."""
         if self.is_main:
-            model.save(self.ema.module, self.learned(), self.folder / runs.MODEL)
-            table = self.validation.assign(**read_off(predicted))
+            ema, age = self.ema.module, self.validation["age"].to_numpy()
+            ema.calibration = conformal.calibrate(predicted, age)
+            model.save(ema, self.learned(), self.folder / runs.MODEL)
+            table = predict.cross_calibrated(predicted, self.validation)
             files.write_csv(table, self.folder / runs.VALIDATION)
             outcome.write_distributions(predicted, self.folder / runs.DISTRIBUTIONS)
 

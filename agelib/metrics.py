@@ -111,8 +111,14 @@ def constant_mae(train_table: pd.DataFrame, table: pd.DataFrame) -> float:
 
 def interval_coverage(table: pd.DataFrame) -> float:
     """Share of true ages inside `low`..`high`, ends included."""
+    return float(inside(table).mean())
+
+
+def inside(table: pd.DataFrame) -> np.ndarray:
+    """Whether each true age, to the whole year, lies in `low`..`high`, ends included."""
     age, low, high = (finite(table, column) for column in ("age", "low", "high"))
-    return float(((low <= age) & (age <= high)).mean())
+    age = age.round()
+    return (low <= age) & (age <= high)
 
 
 def _interval(error: np.ndarray) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import timm
 import torch
 from safetensors import safe_open
@@ -18,10 +19,12 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from agelib import ages, weights
+from agelib import ages, conformal, weights
 from agelib.files import replacing
 from agelib.recipe import Recipe, from_json
 from agelib.weights import pretrained_backbone
+
+_CALIBRATION = "calibration"
 
 
 class AgeModel(nn.Module):
@@ -35,6 +38,8 @@ class AgeModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         # the Laplace scale in years, set from the validation error by `train.fit`
         self.register_buffer("scale", torch.tensor(10.0))
+        # of the intervals, `conformal.calibrate` on the faces that it held out
+        self.calibration: np.ndarray | None = None
         self.frozen: list[str] = []
         # for the sentence about it
         self.origin = "the network"
@@ -140,16 +145,19 @@ def folded(model: AgeModel) -> AgeModel:
 
 
 def save(model: AgeModel, recipe: Recipe, path: Path, half: bool = False) -> None:
-    """Writes the weights and the recipe to one safetensors file, all or nothing.
+    """Writes weights, calibration and recipe to one safetensors file, all or nothing.
 
     Args:
         half: matrices and convolutions in float16, for a file of half the size; `load`
             makes float32 of them.
     """
     metadata = {"format": "pt", "agelib_recipe": json.dumps(asdict(recipe))}
+    tensors = model.state_dict()
+    if model.calibration is not None:
+        tensors[_CALIBRATION] = torch.from_numpy(model.calibration)
     tensors = {
         name: (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in tensors.items()
     }
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
@@ -176,11 +184,17 @@ def load(path: Path) -> Trained:
             # before any memory is taken
             with torch.device("meta"):
                 wanted = create(recipe, pretrained=False).state_dict()
+            # earlier versions wrote none
+            if _CALIBRATION in found:
+                wanted[_CALIBRATION] = torch.empty(conformal.SHAPE, device="meta")
             if reason := weights.difference(found, weights.kinds(wanted)):
                 raise ValueError(reason)
             model = create(recipe, pretrained=False)
-            model.load_state_dict({name: file.get_tensor(name) for name in found})
-            if reason := weights.unsound(model):
+            tensors = {name: file.get_tensor(name) for name in found}
+            if _CALIBRATION in found:
+                model.calibration = tensors.pop(_CALIBRATION).float().numpy()
+            model.load_state_dict(tensors)
+            if reason := weights.unsound(model) or conformal.fault(model.calibration):
                 raise ValueError(reason)
             if model.std.min() <= 0 or model.scale <= 0:
                 raise ValueError("std or scale is not above zero")

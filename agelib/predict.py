@@ -1,5 +1,6 @@
 """A table of faces in, a table of ages out; ensembles; the submission file."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -8,27 +9,78 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from agelib import data, files, hardware, loading
+from agelib import conformal, data, files, hardware, loading
 from agelib.ages import N_AGES, read_off
 from agelib.model import AgeModel, Trained, folded
 from agelib.tables import require
 
 
 def predict(
-    trained: Trained | Sequence[Trained], table: pd.DataFrame, views: int | None = None
+    trained: Trained | Sequence[Trained],
+    table: pd.DataFrame,
+    views: int | None = None,
+    level: float = 0.9,
 ) -> pd.DataFrame:
-    """The table with `pred_age` and its 90% interval `low`..`high`, in years.
+    """The table with `pred_age` and its interval `low`..`high`, in years.
 
     Args:
         trained: what `model.load` returns; of several, the distributions are averaged.
         table: one row a face, column `path`.
         views: how many of `loading.VIEWS` of each face to average; by default as many
             as the recipe says.
+        level: the share of true ages that the intervals should hold.
     Raises:
-        ValueError: if the table is empty, an image can't be read, or there are fewer
-            views.
+        ValueError: if the table is empty, an image can't be read, there are fewer
+            views, or the level is not between 0 and 1.
     """
-    return table.assign(**read_off(distributions(trained, table, views)))
+    conformal.check_level(level)
+    probabilities = distributions(trained, table, views)
+    return table.assign(**read_off(probabilities, calibration(trained), level))
+
+
+def calibration(trained: Trained | Sequence[Trained]) -> np.ndarray | None:
+    """How to read intervals off the distributions of one model, or of several averaged.
+
+    Each model was calibrated on the faces that it held out; of several it is the mean,
+    as if all these faces were in one table (cross-conformal after Vovk 2015). Since an
+    average of networks is surer with reason, their intervals then hold rather more than
+    they promise. None, with a warning, if one has no calibration.
+    """
+    several = [trained] if isinstance(trained, Trained) else trained
+    found = [net.calibration for net, _ in several]
+    for (net, _), table in zip(several, found, strict=True):
+        if table is None:
+            warnings.warn(
+                f"The intervals of {net.origin} are not calibrated, so they may not hold "
+                "what they promise: an earlier agelib made it. Train it again.",
+                stacklevel=3,
+            )
+            return None
+    return np.mean(found, axis=0)
+
+
+def cross_calibrated(
+    probabilities: np.ndarray, table: pd.DataFrame, level: float = 0.9
+) -> pd.DataFrame:
+    """Held-out faces with `pred_age` and an interval calibrated on the others of them.
+
+    So it can be seen from these faces whether their intervals hold what they promise.
+    The faces are split into ten parts, and copies of a photo are in one part. Two
+    different photos are the least; a single one has an interval without calibration.
+
+    Args:
+        probabilities: (faces, 101) of networks that have not learned from them.
+        table: the faces, row for row, with `age` in years and `digest`.
+    """
+    told = pd.DataFrame(read_off(probabilities, None, level), index=table.index)
+    if table["digest"].nunique() > 1:
+        part, age = data.split(table, 10)["fold"].to_numpy(), table["age"].to_numpy()
+        for n in np.unique(part):
+            here, others = part == n, part != n
+            found = conformal.calibrate(probabilities[others], age[others])
+            read = read_off(probabilities[here], found, level)
+            told.loc[here] = pd.DataFrame(read, index=told.index[here])
+    return table.assign(**told)
 
 
 def distributions(

@@ -25,8 +25,10 @@ def test_the_checkpoint_reproduces_its_stored_answers():
     faces = data.read_test(DATA / "sample").set_index("file_id", drop=False)
     trained = model.load(CHECKPOINT)
     again = predict.predict(trained, faces.loc[stored["file_id"]])
-    for column in ("pred_age", "low", "high"):
-        np.testing.assert_allclose(again[column], stored[column], atol=0.02)
+    np.testing.assert_allclose(again["pred_age"], stored["pred_age"], atol=0.02)
+    # whole ages, of which the next one may be as likely
+    for end in ("low", "high"):
+        np.testing.assert_allclose(again[end], stored[end], atol=1)
 
 
 def test_the_readme_tells_the_checkpoints_error():

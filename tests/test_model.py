@@ -5,13 +5,14 @@ import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from scipy import stats
 
-from agelib import model, recipe
+from agelib import conformal, model, recipe
 from tests import conftest
 from tests.conftest import TINY, photos
 
@@ -79,6 +80,45 @@ def test_a_model_saved_by_halves_takes_half_and_predicts_nearly_the_same(
     images = photos(4)
     difference = again.probabilities(images) - untrained.probabilities(images)
     assert 0 < difference.abs().max() < 1e-3
+
+
+def calibrated(untrained, path: Path, table: np.ndarray) -> Path:
+    untrained.calibration = table.astype(np.float32)
+    model.save(untrained, TINY, path)
+    return path
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_calibration_travels_with_the_model(untrained, tmp_path, half):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(101), 50)
+    untrained.calibration = conformal.calibrate(probabilities, rng.integers(0, 101, 50))
+    path = tmp_path / "model.safetensors"
+    model.save(untrained, TINY, path, half)
+    again = model.load(path).model.calibration
+    assert again.dtype == np.float32
+    np.testing.assert_allclose(again, untrained.calibration, atol=1e-3 if half else 0)
+
+
+def test_a_model_of_an_earlier_version_has_no_calibration(untrained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(untrained, TINY, path)
+    assert model.load(path).model.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (np.tile(conformal.SHARES[::-1], (101, 1)), "does not rise from 0 to 1"),
+        (np.tile(conformal.SHARES / 2, (101, 1)), "does not rise from 0 to 1"),
+        (np.full((101, 101), np.nan), "does not rise from 0 to 1"),
+        (np.tile(conformal.SHARES, (90, 1)), r"has the shape \(90, 101\)"),
+    ],
+)
+def test_a_damaged_calibration_is_named(untrained, tmp_path, table, reason):
+    path = calibrated(untrained, tmp_path / "model.safetensors", table)
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*calibration.*{reason}"):
+        model.load(path)
 
 
 def test_loading_before_training_says_what_to_run_first(tmp_path):

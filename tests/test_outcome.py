@@ -57,6 +57,11 @@ def test_a_checkpoint_is_judged_on_the_faces_that_agelib_held_out(
     monkeypatch.setattr(results, "held_out", lambda: digests)
     _, table = outcome.judged(path, faces)
     assert table["path"].tolist() == faces["path"].iloc[[1, 3]].tolist()
+    # which have calibrated it, so that each is judged by the others
+    held_out = faces.iloc[[1, 3]]
+    probabilities = predict.distributions(trained, held_out)
+    expected = predict.cross_calibrated(probabilities, held_out)
+    assert table["low"].tolist() == expected["low"].tolist()
 
 
 def drop_rows(text: str) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import data, loading, model, predict
+from agelib import ages, conformal, data, loading, model, predict
 from agelib.model import Trained
 from tests.conftest import TINY, photos, untrained
 
@@ -85,6 +85,46 @@ def test_predict_returns_the_table_with_ages_and_ordered_intervals(trained, data
     assert predicted["path"].equals(table["path"])
     assert (predicted["low"] < predicted["pred_age"]).all()
     assert (predicted["pred_age"] < predicted["high"]).all()
+
+
+def with_calibration(seed: int, power: float) -> Trained:
+    net = untrained(seed=seed)
+    net.calibration = np.tile(conformal.SHARES**power, (101, 1)).astype(np.float32)
+    return Trained(net, TINY)
+
+
+def test_intervals_are_those_of_the_models_calibration(dataset):
+    table, calibrated = data.read_test(dataset), with_calibration(0, 0.5)
+    told = predict.predict(calibrated, table, level=0.8)
+    probabilities = predict.distributions(calibrated, table)
+    ends = conformal.intervals(probabilities, calibrated.model.calibration, 0.8)
+    assert (told["low"] == np.minimum(ends[0], told["pred_age"])).all()
+    assert (told["high"] == np.maximum(ends[1], told["pred_age"])).all()
+
+
+def test_several_models_have_the_mean_of_their_calibrations(recwarn):
+    both = [with_calibration(0, 0.5), with_calibration(1, 1.5)]
+    expected = (conformal.SHARES**0.5 + conformal.SHARES**1.5) / 2
+    found = predict.calibration(both)
+    np.testing.assert_allclose(found, np.tile(expected, (101, 1)), atol=1e-6)
+    assert not recwarn
+
+
+def test_a_model_without_calibration_is_taken_at_its_word_with_a_warning(
+    trained, dataset
+):
+    table = data.read_test(dataset)
+    trained.model.origin = "runs/old/model.safetensors"
+    for models in (trained, [with_calibration(0, 1), trained]):
+        with pytest.warns(UserWarning, match=r"of runs/old/model\.safetensors are not"):
+            told = predict.predict(models, table)
+        expected = ages.quantile(predict.distributions(models, table), 0.05)
+        np.testing.assert_allclose(told["low"], expected)
+
+
+def test_a_level_that_is_no_share_is_refused_before_any_work(trained, dataset):
+    with pytest.raises(ValueError, match=r"it can't be 95"):
+        predict.predict(trained, data.read_test(dataset), level=95)
 
 
 def test_an_empty_table_is_refused(trained, dataset):
