@@ -4,7 +4,7 @@ A network gives each age from 0 to 100 a probability. It learns from **soft labe
 face of 30 may as well be 29 or 31, so its label is a narrow Gaussian (`soft_labels`),
 and the loss is the cross-entropy to it (`age_loss`). The answer is the distribution's
 median, the number with the least expected absolute error; around it lies an interval
-that encloses nine of ten true ages (`read_off`), for which `conformal` corrects what the
+that holds nine of ten true ages (`read_off`), for which `conformal` corrects what the
 network takes for certain.
 """
 

@@ -9,10 +9,10 @@ instead, and `intervals` takes back what the network got wrong.
 
 This is conformal prediction whose calibration depends on the label: an age belongs to
 the interval if faces of about that age are found at such a level often enough (label
-conditional after Vovk, Gammerman and Shafer 2005, section 4.5; weights by distance after
-Guan 2023, https://arxiv.org/abs/2106.08460). So people of eighty are compared with
-others of about eighty, however young the network took them to be. A second step makes
-the promise exact for all faces together.
+conditional after Vovk, Gammerman and Shafer 2005, section 4.5; weighted by distance
+after Guan 2023, https://arxiv.org/abs/2106.08460). So people of eighty are compared
+with others of about eighty, however young the network took them to be. A second step
+makes the promise exact for all faces together.
 """
 
 import numpy as np

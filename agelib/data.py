@@ -21,6 +21,9 @@ from tqdm.auto import tqdm
 from agelib import images, tables
 
 OLDEST = 120
+# columns that agelib adds to the tables of faces
+RESERVED = {"path", "digest", "fold", "pred_age", "low", "high"}
+RESERVED |= {"grayscale", "light", "contrast", "sharpness"}
 # what photos are called, in small letters, of the formats that `images` opens
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff"}
 SUFFIXES |= {".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif"}
@@ -29,6 +32,10 @@ SUFFIXES |= {".avif", ".avifs", ".mpo"}
 
 def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
     """The labelled faces of `train.csv`: `file_id`, `path`, `age`, `digest`.
+
+    Further columns of that table, such as a camera or a clinic, follow as text, where
+    they are filled in: no training learns from them, but errors can be told by them.
+    Those that are called as a column of agelib's own are left out, with a warning.
 
     Args:
         folder: holds `train.csv` (`file_id,age`) and the images in `train/`.
@@ -43,8 +50,21 @@ def read_train(folder: Path, unreadable: str = "raise") -> pd.DataFrame:
         path=_paths(listed, Path(folder) / "train", csv),
         age=tables.numbers(listed, "age", csv, 0, OLDEST),
     )
-    table = table[["file_id", "path", "age"]].reset_index(drop=True)
-    return check_images(table, unreadable)
+    table = table[["file_id", "path", "age"]].join(_further(listed, csv))
+    return check_images(table.reset_index(drop=True), unreadable)
+
+
+def _further(listed: pd.DataFrame, csv: Path) -> pd.DataFrame:
+    """The columns of the user's own; what is empty is missing."""
+    further = [name for name in listed if name not in ("file_id", "age")]
+    if taken := [name for name in further if name in RESERVED]:
+        warnings.warn(
+            f"{csv} has a column {taken[0]!r}, which agelib uses for something of its "
+            "own: it is left out. To have it shown, rename it.",
+            stacklevel=3,
+        )
+    own = listed[[name for name in further if name not in RESERVED]]
+    return own.apply(lambda column: column.str.strip()).where(lambda text: text != "")
 
 
 def read_test(folder: Path, optional: bool = False) -> pd.DataFrame:

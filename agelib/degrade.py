@@ -6,9 +6,14 @@ which a camera and the web apply them.
 """
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from agelib.images import read_image
 
 GREY = (128, 128, 128)
 
@@ -96,3 +101,46 @@ def _part(rng: np.random.Generator) -> tuple[float, float, float, float]:
         (0, start, 1, start + depth / 2),
     )
     return parts[rng.integers(len(parts))]
+
+
+def _plain(change: Callable, *strength: float) -> Callable:
+    """A change that draws no random numbers."""
+    return lambda image, rng: change(image, *strength)
+
+
+# the kinds of photo that networks are measured on; pixels are those of a face of 200 px
+PHOTOS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "as it is": _plain(lambda image: image),
+    "noise of 20 grey levels": lambda image, rng: noise(image, 20, rng),
+    "noise of 40 grey levels": lambda image, rng: noise(image, 40, rng),
+    "JPEG quality 30": _plain(jpeg, 30),
+    "JPEG quality 10": _plain(jpeg, 10),
+    "reduced to 64 px": _plain(reduce, 64),
+    "reduced to 32 px": _plain(reduce, 32),
+    "blurred by 1 px": _plain(blur, 0.005),
+    "blurred by 2 px": _plain(blur, 0.01),
+    "0.4 times the light": _plain(light, 0.4),
+    "1.8 times the light": _plain(light, 1.8),
+    "grey": _plain(grey),
+    "eyes hidden": _plain(hide, 0, 0.25, 1, 0.45),
+    "lower 40% hidden": _plain(hide, 0, 0.6, 1, 1),
+    "turned by 10 degrees": _plain(turn, 10),
+    "turned by 20 degrees": _plain(turn, 20),
+}
+
+
+def spoil(faces: pd.DataFrame, photo: str, folder: Path) -> pd.DataFrame:
+    """The faces, each spoiled and written to the folder without further loss.
+
+    The noise of a face follows its place in the table alone: all networks see the same
+    photos.
+
+    Args:
+        photo: one of `PHOTOS`.
+    """
+    paths = []
+    for row, path in enumerate(faces["path"]):
+        spoiled = PHOTOS[photo](read_image(path), np.random.default_rng(row))
+        paths.append(str(folder / f"{row}.png"))
+        spoiled.save(paths[-1], compress_level=1)
+    return faces.assign(path=paths)

@@ -115,7 +115,7 @@ def interval_coverage(table: pd.DataFrame) -> float:
 
 
 def inside(table: pd.DataFrame) -> np.ndarray:
-    """Whether each true age, to the whole year, lies in `low`..`high`, ends included."""
+    """Whether each true age, in whole years, lies in `low`..`high`, ends included."""
     age, low, high = (finite(table, column) for column in ("age", "low", "high"))
     age = age.round()
     return (low <= age) & (age <= high)

@@ -93,17 +93,20 @@ def validation(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
-def distributions(folder: Path, faces: pd.DataFrame) -> np.ndarray:
-    """The probability of each age 0..100 for each row of `validation`, float32.
+def distributions(run: Path, faces: pd.DataFrame) -> np.ndarray:
+    """The probability of each age 0..100 for each row of `judged`, float32.
 
     Raises:
         FileNotFoundError: if the training wrote none.
         ValueError: if a file is damaged, or not of all the faces held out.
     """
-    table, order = _validation(folder, faces)
+    run = Path(run)
+    if not run.is_dir():
+        return predict.distributions(model.load(run), _new_to_a_checkpoint(faces))
+    table, order = _validation(run, faces)
     probabilities = [
         _read_distributions(path.with_name(runs.DISTRIBUTIONS), n)
-        for path, n in zip(models(folder), table.groupby("fold").size(), strict=True)
+        for path, n in zip(models(run), table.groupby("fold").size(), strict=True)
     ]
     return np.concatenate(probabilities)[order]
 

@@ -51,8 +51,8 @@ def calibration(trained: Trained | Sequence[Trained]) -> np.ndarray | None:
     for (net, _), table in zip(several, found, strict=True):
         if table is None:
             warnings.warn(
-                f"The intervals of {net.origin} are not calibrated, so they may not hold "
-                "what they promise: an earlier agelib made it. Train it again.",
+                f"The intervals of {net.origin} are not calibrated, so they may not "
+                "hold what they promise: an earlier agelib made it. Train it again.",
                 stacklevel=3,
             )
             return None
@@ -60,7 +60,10 @@ def calibration(trained: Trained | Sequence[Trained]) -> np.ndarray | None:
 
 
 def cross_calibrated(
-    probabilities: np.ndarray, table: pd.DataFrame, level: float = 0.9
+    probabilities: np.ndarray,
+    table: pd.DataFrame,
+    level: float = 0.9,
+    bandwidth: float = conformal.BANDWIDTH,
 ) -> pd.DataFrame:
     """Held-out faces with `pred_age` and an interval calibrated on the others of them.
 
@@ -71,13 +74,14 @@ def cross_calibrated(
     Args:
         probabilities: (faces, 101) of networks that have not learned from them.
         table: the faces, row for row, with `age` in years and `digest`.
+        bandwidth: as `conformal.calibrate` takes it.
     """
     told = pd.DataFrame(read_off(probabilities, None, level), index=table.index)
-    if table["digest"].nunique() > 1:
+    if len(set(table["digest"])) > 1:
         part, age = data.split(table, 10)["fold"].to_numpy(), table["age"].to_numpy()
         for n in np.unique(part):
             here, others = part == n, part != n
-            found = conformal.calibrate(probabilities[others], age[others])
+            found = conformal.calibrate(probabilities[others], age[others], bandwidth)
             read = read_off(probabilities[here], found, level)
             told.loc[here] = pd.DataFrame(read, index=told.index[here])
     return table.assign(**told)

@@ -85,6 +85,34 @@ def robustness() -> pd.DataFrame:
     return _read("robustness.csv")
 
 
+def out_of_fold() -> pd.DataFrame:
+    """Real faces, each as the network that has not learned from it predicted it.
+
+    Columns `age`, `pred_age`, `low` and `high`, in years; `fold`.
+    """
+    return _read("trust/faces.csv")
+
+
+def reliability() -> pd.DataFrame:
+    """What intervals of several levels hold, as `trust.reliability` returns it."""
+    return _read("trust/reliability.csv")
+
+
+def coverage() -> dict[str, pd.DataFrame]:
+    """Whose ages the 90% intervals hold, as `trust.coverage` returns it.
+
+    By true and by predicted age, and by true age of the network's own quantiles.
+    """
+    table = _read("trust/coverage.csv").set_index("ages")
+    kinds = table.groupby("kind", sort=False)
+    return {kind: rows.drop(columns="kind") for kind, rows in kinds}
+
+
+def groups() -> pd.DataFrame:
+    """The error by sex and by UTKFace's groups, as `trust.by_column` returns it."""
+    return _read("trust/groups.csv")
+
+
 def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(_folder().joinpath(name).open("rb"))
 

@@ -1,7 +1,7 @@
 """A short run of the whole series on some real faces: real_faces.py DATASET.
 
 Takes 600 training and 100 test faces of a dataset in the competition's layout, runs
-the five notebooks on them with two folds, and checks the error and the submission.
+the six notebooks on them with two folds, and checks the error and the submission.
 """
 
 import os

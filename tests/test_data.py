@@ -422,3 +422,31 @@ def test_a_folder_may_have_no_test_faces_where_they_are_optional(dataset):
     assert list(table) == ["file_id", "path", "digest"]
     with pytest.raises(FileNotFoundError, match=r"submission\.csv"):
         data.read_test(dataset)
+
+
+def add_columns(dataset: Path, **columns: list[str]) -> None:
+    csv = dataset / "train.csv"
+    pd.read_csv(csv).assign(**columns).to_csv(csv, index=False)
+
+
+def test_further_columns_of_the_labels_are_kept_as_text(dataset):
+    camera = ["001", " phone "] * 19 + ["", "001"]
+    add_columns(dataset, camera=camera, note=["x"] * 40)
+    table = data.read_train(dataset)
+    assert table.columns.tolist() == [
+        *("file_id", "path", "age"),
+        *("camera", "note", "digest"),
+    ]
+    assert table["camera"].head(2).tolist() == ["001", "phone"]
+    assert table["camera"].isna().tolist() == [False] * 38 + [True, False]
+    _, held_out = data.hold_out(table, folds=4)
+    assert held_out["camera"].tolist() == table.loc[held_out.index, "camera"].tolist()
+
+
+@pytest.mark.parametrize("name", ["path", "fold", "pred_age", "digest"])
+def test_a_further_column_that_is_called_as_agelibs_is_left_out(dataset, name):
+    add_columns(dataset, **{name: ["9"] * 40, "camera": ["phone"] * 40})
+    with pytest.warns(UserWarning, match=rf"train\.csv has a column '{name}'.*rename"):
+        table = data.read_train(dataset)
+    assert (table["camera"] == "phone").all()
+    assert not (table.get(name, pd.Series()) == "9").any()

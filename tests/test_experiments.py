@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from agelib import ages, data, files, metrics, model, predict, runs
+from agelib import ages, data, degrade, files, metrics, model, predict, runs
 from agelib.model import Trained
 from tests.conftest import TINY, untrained, write_dataset, write_weights
 
@@ -326,7 +326,7 @@ def test_robustness_tells_what_each_spoiled_photo_costs(
     networks = [f"{name}={file}" for name, file in zip("ab", models, strict=True)]
     call(robustness, dataset, out, *networks, "--views", 1)
     table = pd.read_csv(out).set_index(["network", "photo"])
-    assert len(table) == 2 * len(robustness.PHOTOS)
+    assert len(table) == 2 * len(degrade.PHOTOS)
     # by hand: the faces with less light
     dim = Trained(untrained(seed=1), TINY)
     darker = held_out.assign(path=[str(tmp_path / f"{n}.png") for n in held_out.index])
@@ -342,6 +342,26 @@ def test_robustness_tells_what_each_spoiled_photo_costs(
     monkeypatch.setattr(robustness.results, "held_out", lambda: pd.Series(["other"]))
     with pytest.raises(SystemExit):
         call(robustness, dataset, out, *networks)
+
+
+def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_path):
+    # a checkpoint, to which all these faces are new
+    run, table = models[0], data.read_train(dataset)
+    groups = table[["file_id"]].assign(sex=["male", "female"] * (len(table) // 2))
+    groups.assign(note=groups["file_id"]).to_csv(tmp_path / "groups.csv", index=False)
+    out = tmp_path / "out"
+    call(load("trust"), dataset, run, out, "--columns", tmp_path / "groups.csv")
+    written = {path.stem: pd.read_csv(path) for path in out.iterdir()}
+    assert set(written) == {"faces", "reliability", "coverage", "bandwidth", "groups"}
+    # no name of a face, and no group of one
+    columns = ["age", "pred_age", "low", "high", "fold"]
+    assert written["faces"].columns.tolist() == columns
+    probabilities = distributions(0, table, TINY.views_at_test)
+    told = predict.cross_calibrated(probabilities, table).assign(fold=0)
+    pd.testing.assert_frame_equal(written["faces"], told[columns], atol=0.006)
+    at_90 = written["reliability"].set_index("level").loc[0.9, "coverage"]
+    assert at_90 == pytest.approx(metrics.interval_coverage(told), abs=1e-4)
+    assert written["bandwidth"]["bandwidth"].tolist() == [5, 10, 20, 40, 1000]
 
 
 def test_decoding_compares_medians_means_and_modes_of_each_view_and_size(
