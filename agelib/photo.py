@@ -2,6 +2,10 @@
 
 data/results/detectors.csv compares the detector with others, data/results/framing.csv
 says what finding and cropping cost in years.
+
+    python -m agelib.photo holiday
+
+tells the ages of all faces in the photos of a folder, as `album.ages` does.
 """
 
 import io
@@ -180,18 +184,28 @@ def crop(photo: Image.Image, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count(1)
     paths = []
-    for face in found.itertuples():
-        cut = _crop(photo, face.x, face.y, face.side, face.turn)
+    for cut, doubt in cuts(photo, found):
         paths.append(_save(cut, folder, numbers))
-        doubt = concern(cut)
-        if face.side < SMALL:
-            doubt = f"only {face.side:.0f} pixels wide in the photo"
         if doubt:
             warnings.warn(
                 f"{paths[-1]} is {doubt}: an age of it means little.", stacklevel=2
             )
     names = [path.name for path in paths]
     return found.assign(file_id=names, path=[str(path) for path in paths])
+
+
+def cuts(
+    photo: Image.Image, found: pd.DataFrame
+) -> Iterator[tuple[Image.Image, str | None]]:
+    """Each face of 200 pixels a side, and why an age of it means little, if it does.
+
+    Args:
+        found: as `crop` takes it.
+    """
+    for face in found.itertuples():
+        cut = _crop(photo, face.x, face.y, face.side, face.turn)
+        small = f"only {face.side:.0f} pixels wide in the photo"
+        yield cut, small if face.side < SMALL else concern(cut)
 
 
 def _save(face: Image.Image, folder: Path, numbers: Iterator[int]) -> Path:
@@ -221,3 +235,14 @@ def _crop(
         Image.Resampling.BICUBIC,
     )
     return cut.reduce(times)
+
+
+def main() -> None:
+    # it imports this module
+    from agelib import album
+
+    album.main()
+
+
+if __name__ == "__main__":
+    main()
