@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from agelib import metrics
+from agelib import metrics, trust
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,6 +184,46 @@ def test_the_model_card_gives_the_measured_errors():
         f"{metrics.interval_coverage(faces):.0%} of the true ages and are {width:.0f}"
     )
     assert doubt in read(card)
+
+
+def test_the_model_card_gives_the_errors_by_group():
+    groups = pd.read_csv(RESULTS / "trust" / "groups.csv")
+    rows = {row[0]: row[1:] for row in cells("data/checkpoints/README.md")}
+    for value, part in groups.groupby("value"):
+        everyone, young = (
+            part[part["ages"] == ages].iloc[0] for ages in ("all", "20-39")
+        )
+        errors = [
+            f"{row.mae:.1f} ({row.low:.1f} to {row.high:.1f})"
+            for row in (everyone, young)
+        ]
+        told = [f"{everyone.faces:,}", errors[0], f"{everyone.bias:+.1f}"]
+        assert rows[value] == [*told, f"{everyone.coverage:.0%}", errors[1]]
+
+
+def test_what_a_gate_would_do_is_told_as_it_was_measured():
+    gate = trust.age_gate(pd.read_csv(RESULTS / "trust" / "faces.csv"), [25])
+    rows = gate.set_index("who")
+    passed, refused = (
+        f"{rows.loc[who, 'share']:.0%}" for who in ("14 to 17 passed", "adults refused")
+    )
+    sentence = f"let {passed} of the 14 to 17 year olds through, and refuse {refused}"
+    assert sentence in " ".join(read("README.md").split())
+    nearly = rows.loc["14 to 17 passed"]
+    interval = f"({nearly.low:.0%} to {nearly.high:.0%})"
+    told = (
+        f"{passed} of the {nearly.faces:.0f} faces from 14 to 17 {interval} and refuse"
+    )
+    card = " ".join(read("data/checkpoints/README.md").split())
+    assert f"{told} {refused} of the adults" in card
+
+
+def test_what_the_calibration_trades_is_told_as_it_was_measured():
+    told = cells("data/results/README.md")
+    for row in pd.read_csv(RESULTS / "trust" / "bandwidth.csv").itertuples():
+        shares = f"{row.coverage:.1%}", f"{row.width:.1f}", f"{row.least:.0%}"
+        years = "all ages alike" if row.bandwidth == 1000 else f"{row.bandwidth} years"
+        assert [years, *shares] in [[r[0].strip("*"), *r[1:]] for r in told]
 
 
 def test_the_ablation_is_told_as_it_was_measured():
