@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := .venv/agelib-is-installed
 
 .PHONY: help run test test-lowest test-platforms notebooks lint lab kaggle sample \
-	bench clean
+	page bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ kaggle: $(SETUP)  ## builds dist/kaggle: make kaggle OWNER=your-name-on-kaggle
 
 sample: $(SETUP)  ## draws data/sample again
 	$(BIN)/python -m agelib.sample
+
+page: $(SETUP)  ## builds dist/page: ages in a browser that sends no photo anywhere
+	$(BIN)/python -m agelib.browser
 
 bench: $(SETUP)  ## how fast and how large, in twenty minutes; writes data/results
 	$(BIN)/python tests/benchmarks/speed.py

@@ -78,6 +78,8 @@ def test_the_wheel_brings_the_tables_and_no_picture(tmp_path):
     needed |= {"robustness.csv", "decoding.csv", "detectors.csv", "framing.csv"}
     needed |= {f"{run}/validation.csv" for run in ("cpu", "quick", "lite0", "best")}
     needed |= {f"{run}/history.csv" for run in ("cpu", "quick", "lite0")}
+    tables = ("faces", "reliability", "coverage", "groups")
+    needed |= {f"trust/{name}.csv" for name in tables}
     assert needed <= sizes.keys()
     assert all(name.endswith(".csv") for name in sizes)
     assert sum(sizes.values()) < 500_000

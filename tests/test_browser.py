@@ -1,0 +1,171 @@
+"""The page in the browser says what Python says, and tells nobody."""
+
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agelib import env, model, photo, predict, sample
+from agelib.browser import __main__ as browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+missing = [
+    name
+    for name, there in {
+        "npm": shutil.which("npm"),
+        "Chromium": CHROMIUM,
+        "the package playwright": find_spec("playwright"),
+    }.items()
+    if not there
+]
+in_a_browser = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """A plain server of files, that says nothing."""
+
+    def guess_type(self, path: str) -> str:
+        # some systems know no such ending
+        return "text/javascript" if ".mjs" in str(path) else super().guess_type(path)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    try:
+        return browser.build(
+            tmp_path_factory.mktemp("page") / "page", env.shipped_model()
+        )
+    except ConnectionError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    handler = partial(Files, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(chromium, address):
+    """The page, loaded; its requests and complaints are its `asked` and `faults`."""
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.asked, page.faults = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("console", lambda told: page.faults.append(told.text))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(address)
+    page.get_by_role("status").filter(has_text="Ready").wait_for()
+    yield page
+    page.close()
+
+
+def show(page, file: Path) -> np.ndarray:
+    """What the page tells of a photo: ages and intervals (faces, 3)."""
+    page.get_by_label("Choose photos").set_input_files(file)
+    told = re.compile(rf"^{re.escape(file.name)}: ")
+    page.get_by_role("status").filter(has_text=told).wait_for(timeout=120_000)
+    cards = page.locator("section").first.locator("article").all()
+    names = ("data-age", "data-low", "data-high")
+    return np.array([[float(c.get_attribute(n)) for n in names] for c in cards])
+
+
+@in_a_browser
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_photo_has_the_ages_that_python_tells(page, address, tmp_path, times):
+    """As it is, and larger than faces are sought in."""
+    wall = sample.draw_wall()
+    file = tmp_path / "the wall.png"
+    wall.resize((wall.width * times, wall.height * times)).save(file)
+    told = show(page, file)
+    picture = photo.read(file)
+    people = photo.crop(picture, photo.find(picture), tmp_path / "faces")
+    by_python = predict.predict(model.load(env.shipped_model()), people)
+    ages = by_python[["pred_age", "low", "high"]].to_numpy()
+    assert told.shape == (8, 3)
+    np.testing.assert_allclose(told[:, 0], ages[:, 0], atol=0.3)
+    np.testing.assert_allclose(told[:, 1:], ages[:, 1:], atol=1)
+    assert page.faults == []
+    assert all(url.startswith((address, "blob:")) for url in page.asked)
+    # nothing is wider than a phone
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@in_a_browser
+def test_a_photo_of_nobody_and_a_file_that_is_none_are_named(page, tmp_path):
+    sea, text = tmp_path / "sea.png", tmp_path / "notes.txt"
+    Image.new("RGB", (300, 200), "teal").save(sea)
+    text.write_text("no photo")
+    assert len(show(page, sea)) == 0
+    assert "no face found" in page.get_by_role("status").inner_text()
+    assert len(show(page, text)) == 0
+    assert "can't read it" in page.get_by_role("status").inner_text()
+    assert page.locator("section.failed").count() == 2
+    page.get_by_role("button", name="Forget all photos").press("Enter")
+    assert page.locator("section").count() == 0
+
+
+@in_a_browser
+def test_the_page_is_worked_by_keyboard_and_told_to_a_screen_reader(page, tmp_path):
+    file = tmp_path / "two.png"
+    sample.draw_wall(ages=(20, 60)).save(file)
+    assert len(show(page, file)) == 2
+    page.locator("body").press("Tab")
+    assert page.evaluate("document.activeElement.id") == "photos"
+    for name in ("Face 1", "Face 2", re.compile("with a frame around each face")):
+        assert page.get_by_role("img", name=name, exact=True).count() == 1
+    curves = page.get_by_role("img", name=re.compile("most between"))
+    assert curves.count() == 2
+    assert page.get_by_role("heading", name=re.compile(r"Face 1: \d+ years")).count()
+
+
+def test_the_page_allows_itself_alone():
+    text = (browser.HERE / "index.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy"\s+content="([^"]+)"', text)
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules.pop("default-src") == "'none'"
+    sources = {source for rule in rules.values() for source in rule.split()}
+    assert sources == {"'self'", "'none'", "'wasm-unsafe-eval'"}
+    named = [p for p in browser.HERE.iterdir() if p.suffix in {".js", ".css", ".html"}]
+    addresses = [re.findall(r"https?://[^\"'\s]+", p.read_text()) for p in named]
+    assert {a for found in addresses for a in found} == {"http://www.w3.org/2000/svg"}
+
+
+def test_without_npm_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"There is no npm.*install Node"):
+        browser._fetch_runtime(tmp_path)
+
+
+def test_an_npm_that_fetches_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: sys.executable)
+    failed = subprocess.CompletedProcess([], 1, "", "network unreachable")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(ConnectionError, match=r"onnxruntime-web.*network unreachable"):
+        browser._fetch_runtime(tmp_path)
