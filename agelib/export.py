@@ -89,7 +89,7 @@ class Whole(nn.Module):
         self.calibrated = table is not None
         if table is None:
             # a network that is taken at its word
-            table = np.tile(conformal.SHARES, (ages.N_AGES, 1))
+            table = conformal.UNCALIBRATED
         for name, share in (("least", tail), ("most", 1 - tail)):
             ends = [np.interp(share, conformal.SHARES, row) for row in table]
             self.register_buffer(name, torch.tensor(ends, dtype=torch.float64))

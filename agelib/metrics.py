@@ -115,9 +115,12 @@ def interval_coverage(table: pd.DataFrame) -> float:
 
 
 def inside(table: pd.DataFrame) -> np.ndarray:
-    """Whether each true age, in whole years, lies in `low`..`high`, ends included."""
+    """Whether each true age lies in `low`..`high`, ends included.
+
+    In whole years; above 100, the last age that a network tells, it counts as 100.
+    """
     age, low, high = (finite(table, column) for column in ("age", "low", "high"))
-    age = age.round()
+    age = age.round().clip(max=100)
     return (low <= age) & (age <= high)
 
 

@@ -113,6 +113,14 @@ def groups() -> pd.DataFrame:
     return _read("trust/groups.csv")
 
 
+def spoiled() -> pd.DataFrame:
+    """Error, coverage and width on spoiled photos, as `trust.bad_photos` returns it.
+
+    Of the network that comes with agelib, one view of 650 real faces.
+    """
+    return _read("trust/photos.csv")
+
+
 def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(_folder().joinpath(name).open("rb"))
 

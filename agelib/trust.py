@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
-from agelib import data, degrade, metrics, predict
+from agelib import conformal, data, degrade, metrics, predict
 from agelib.model import Trained
 from agelib.tables import finite
 
@@ -39,17 +39,26 @@ def reliability(
     Returns:
         one row a level: `level`, `coverage` with its interval `low`..`high`, and the
         mean `width` in years, of intervals calibrated on the other faces; and
-        `uncalibrated`, what the network's own quantiles hold.
+        `uncalibrated`, what intervals hold that take the network at its word.
     """
     rows = []
     for level in levels:
         calibrated = predict.cross_calibrated(probabilities, faces, level)
-        own = faces.assign(**predict.read_off(probabilities, None, level))
-        uncalibrated = metrics.interval_coverage(own)
-        rows.append(
-            {"level": level, **_coverage(calibrated), "uncalibrated": uncalibrated}
-        )
+        own = uncalibrated(probabilities, faces, level)
+        held = metrics.interval_coverage(own)
+        rows.append({"level": level, **_coverage(calibrated), "uncalibrated": held})
     return pd.DataFrame(rows)
+
+
+def uncalibrated(
+    probabilities: np.ndarray, faces: pd.DataFrame, level: float = 0.9
+) -> pd.DataFrame:
+    """The faces with ages and intervals that take the network at its word.
+
+    Of whole ages, as calibrated ones are, so that their widths can be compared.
+    """
+    own = predict.read_off(probabilities, conformal.UNCALIBRATED, level)
+    return faces.assign(**own)
 
 
 def coverage(table: pd.DataFrame, groups: pd.Series | pd.Categorical) -> pd.DataFrame:
@@ -90,27 +99,31 @@ def _share(name: str, hits: np.ndarray) -> dict[str, float]:
 def abstention(table: pd.DataFrame, shares: int = 20) -> pd.DataFrame:
     """The error if only the surest answers are given: 'risk against coverage'.
 
-    Sure is who has a narrow interval (Geifman and El-Yaniv 2017, with the width in
-    place of a confidence).
+    A network is sure that has a narrow interval (Geifman and El-Yaniv 2017, with the
+    width in place of a confidence).
 
     Args:
         table: `age`, `pred_age`, `low`, `high` in years, one row a face.
         shares: how many steps from nobody to everybody.
     Returns:
-        one row a step: the `share` of faces that are answered, their `mae`, the widest
-        interval `at_most` among them, and `ideal`, the error if the same share had been
-        chosen by the errors themselves; in years.
+        one row a step: the `share` of faces that are answered, their `mae`, and the
+        widest interval `at_most` among them; what the error of the same share would be
+        if the `youngest` by predicted age were answered, or, the `ideal`, those with
+        the least errors; in years. Of equally wide intervals all are answered, so that
+        a share may be larger than its step.
     """
     width = finite(table, "high") - finite(table, "low")
     error = np.abs(metrics.errors(table))
-    order = width.argsort(kind="stable")
+    young, best = error[finite(table, "pred_age").argsort()], np.sort(error)
     rows = []
     for step in range(1, shares + 1):
-        n = max(1, round(len(table) * step / shares))
-        answered = {"share": step / shares, "mae": error[order[:n]].mean()}
-        ideal = np.sort(error)[:n].mean()
-        rows.append(answered | {"at_most": width[order[n - 1]], "ideal": ideal})
-    return pd.DataFrame(rows)
+        at_most = np.sort(width)[max(1, round(len(width) * step / shares)) - 1]
+        answered = width <= at_most
+        n = answered.sum()
+        row = {"share": n / len(width), "mae": error[answered].mean()}
+        row |= {"youngest": young[:n].mean(), "ideal": best[:n].mean()}
+        rows.append(row | {"at_most": at_most})
+    return pd.DataFrame(rows).drop_duplicates("share", ignore_index=True)
 
 
 def age_gate(
@@ -158,7 +171,8 @@ def grouping(table: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
         if 2 <= n <= MOST_GROUPS:
             names.append(name)
         else:
-            others[name] = f"it has {n:,} values, not 2 to {MOST_GROUPS}"
+            values = "value" if n == 1 else "values"
+            others[name] = f"it has {n:,} {values}, not 2 to {MOST_GROUPS}"
     return names, others
 
 

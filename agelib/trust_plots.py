@@ -24,9 +24,9 @@ def reliability(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> A
     ax = dress(ax, "Is the promise kept?", "promised, %", "held, %", (5, 5))
     ends = (40, 100)
     ax.plot(ends, ends, color="0.5", lw=1, label="as promised")
-    for colour, name, table, _ in _each(tables):
+    for colour, name, table, aside in _each(tables):
         require(table, "level", "coverage", "low", "high", "uncalibrated")
-        promised = 100 * table["level"]
+        promised = 100 * table["level"] + 4 * aside
         style = {"fmt": "o", "ms": 5, "capsize": 3, "color": colour}
         held = 100 * table["coverage"]
         ax.errorbar(promised, held, yerr=_reach(table, "coverage"), label=name, **style)
@@ -47,6 +47,7 @@ def coverage(tables: Mapping[str, pd.DataFrame], level: float = 0.9) -> np.ndarr
     """
     axes = grid(1, 2, (10, 3.5))[0]
     dress(axes[0], "Who is covered?", "age, years", "held, %")
+    tables = {name: table for name, table in tables.items() if len(table)}
     dress(axes[1], "How wide are the intervals?", "age, years", "mean width, years")
     bands = sorted({b for t in tables.values() for b in t.index}, key=_first_age)
     for colour, name, table, aside in _each(tables):
@@ -66,17 +67,19 @@ def coverage(tables: Mapping[str, pd.DataFrame], level: float = 0.9) -> np.ndarr
 
 
 def abstention(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """The error of the surest share of the faces, and the least that it could be.
+    """The error of the surest share of the faces, of the youngest, and of the best.
 
     Args:
         tables: of `trust.abstention`, by name.
     """
-    title = "What does it gain to say nothing?"
+    title = "What is gained by saying nothing?"
     ax = dress(ax, title, "faces that get an answer, %", "MAE of these, years")
     for colour, name, table, _ in _each(tables):
-        require(table, "share", "mae", "ideal")
+        require(table, "share", "mae", "youngest", "ideal")
         answered = 100 * table["share"]
         ax.plot(answered, table["mae"], "o-", ms=3, color=colour, label=name)
+        label = f"{name}, the youngest first"
+        ax.plot(answered, table["youngest"], "--", lw=1, color=colour, label=label)
         label = f"{name}, chosen by their errors"
         ax.plot(answered, table["ideal"], ":", color=colour, label=label)
     ax.set(xlim=(0, 102), ylim=(0, None))
@@ -109,7 +112,7 @@ def age_gate(
         require(table, "challenge", "who", "share", "faces")
         rows = dict(list(table.set_index("challenge").groupby("who")))
         x, y = (rows[who] for who in ("adults refused", "14 to 17 passed"))
-        if reason := _too_few(x, "adults") or _too_few(y, "14 to 17 year olds"):
+        if reason := _too_few(x, "of adults") or _too_few(y, "of 14 to 17"):
             ax.plot([], [], color=colour, label=f"{name}: {reason}")
             continue
         curve = pd.DataFrame({"x": x["share"], "y": y["share"]})
@@ -124,6 +127,7 @@ def age_gate(
         ax.axhline(share, color="0.4", ls=":", lw=1)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3)}
         style = {"textcoords": "offset points", "size": "x-small", "ha": "right"}
+        style["bbox"] = {"color": "white", "pad": 1}
         ax.annotate(name, (0.99, share), **place, **style)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -139,7 +143,7 @@ def _percent(share: float, _: int) -> str:
 
 def _too_few(rows: pd.DataFrame, who: str) -> str:
     n = rows["faces"].max()
-    return f"only {n} {who}" if n < LEAST else ""
+    return f"only {n} faces {who}" if n < LEAST else ""
 
 
 def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -162,7 +166,8 @@ def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         style = {"fmt": "o", "ms": 5, "capsize": 3, "color": colour, "label": value}
         ax.errorbar(at, rows["mae"], yerr=reach, **style)
     ax.set_xticks(range(len(bands)), ["all ages", *bands[1:]])
-    ax.axvline(0.5, color="0.8")
+    if bands[1:]:
+        ax.axvline(0.5, color="0.8")
     ax.set(xlim=(-0.5, len(bands) - 0.5), ylim=(0, None))
     ax.legend(fontsize="small")
     return ax
@@ -171,7 +176,7 @@ def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def _each(tables: Mapping[str, pd.DataFrame]) -> Iterator:
     """Colour, name and table of each, and how far it stands aside from the others."""
     n = len(tables)
-    aside = (np.arange(n) - (n - 1) / 2) * min(0.2, 0.6 / n)
+    aside = (np.arange(n) - (n - 1) / 2) * min(0.2, 0.6 / max(1, n))
     parts = zip(cycle(_COLOURS), tables.items(), aside, strict=False)
     return ((colour, name, table, by) for colour, (name, table), by in parts)
 

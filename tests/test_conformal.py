@@ -153,6 +153,15 @@ def test_a_calibration_needs_the_age_of_each_face(faces, known):
         conformal.calibrate(np.full((faces, 101), 1 / 101), np.full(known, 30))
 
 
+def test_a_calibration_needs_finite_ages_and_some_reach():
+    three = np.full((3, 101), 1 / 101)
+    with pytest.raises(ValueError, match="ages that are finite"):
+        conformal.calibrate(three, np.array([20, np.nan, 30]))
+    for bandwidth in (0, -5, np.nan):
+        with pytest.raises(ValueError, match="should be above 0"):
+            conformal.calibrate(three, np.array([20, 25, 30]), bandwidth)
+
+
 def faces(n: int, rng: np.random.Generator) -> tuple[np.ndarray, pd.DataFrame]:
     age = rng.integers(15, 86, n).astype(float)
     table = pd.DataFrame({"age": age, "digest": [f"photo {i // 2}" for i in range(n)]})

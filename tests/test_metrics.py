@@ -136,6 +136,11 @@ def test_coverage_counts_the_ends_of_the_interval():
     assert metrics.interval_coverage(table) == 0.5
 
 
+def test_coverage_counts_whole_years_and_all_above_100_as_100():
+    table = ages([20.4, 20.6, 116], [0] * 3, low=[20, 20, 90], high=[20, 20, 100])
+    assert metrics.inside(table).tolist() == [True, False, True]
+
+
 TABLE_IN = [
     metrics.mae,
     metrics.errors,

@@ -30,7 +30,7 @@ def test_calibrated_intervals_hold_what_they_promise_at_each_level():
     table = trust.reliability(said(seen(age, 8, rng), 4), faces, (0.5, 0.9))
     assert table["level"].tolist() == [0.5, 0.9]
     np.testing.assert_allclose(table["coverage"], [0.5, 0.9], atol=0.02)
-    # a Gaussian quantile of half the spread
+    # a Gaussian quantile of half the spread, to the whole year
     honest = [2 * norm.cdf(norm.ppf(0.5 + q / 2) / 2) - 1 for q in (0.5, 0.9)]
     np.testing.assert_allclose(table["uncalibrated"], honest, atol=0.04)
     hits = round(table["coverage"].iloc[1] * 3000)
@@ -54,18 +54,27 @@ def test_coverage_is_told_of_groups_that_are_large_enough():
 
 
 def test_the_surest_are_answered_first():
-    """Widths 2, 4, 6, 8 with errors 1, 3, 2, 10."""
+    """Widths 2, 4, 6, 8 with errors 1, 3, 2, 10; the youngest answers are 47 and 51."""
     table = predicted([50] * 4, [51, 47, 52, 60], [1, 2, 3, 4])
     told = trust.abstention(table.sample(frac=1, random_state=0), shares=4)
     assert told["share"].tolist() == [0.25, 0.5, 0.75, 1]
     assert told["mae"].tolist() == [1, 2, 2, 4]
     assert told["at_most"].tolist() == [2, 4, 6, 8]
+    assert told["youngest"].tolist() == [3, 2, 2, 4]
     assert told["ideal"].tolist() == [1, 1.5, 2, 4]
+
+
+def test_equally_wide_intervals_are_answered_together():
+    table = predicted([50] * 4, [51, 47, 52, 60], [1, 2, 2, 4])
+    told = trust.abstention(table, shares=4)
+    assert told["share"].tolist() == [0.25, 0.75, 1]
+    assert told["mae"].tolist() == [1, 2, 4]
 
 
 def test_an_abstention_of_fewer_faces_than_steps_answers_one_at_least():
     told = trust.abstention(predicted([50, 50], [51, 53], [2, 1]), shares=10)
-    assert told["mae"].iloc[[0, 9]].tolist() == [3, 2]
+    assert told["share"].tolist() == [0.5, 1]
+    assert told["mae"].tolist() == [3, 2]
 
 
 def test_who_passes_a_gate_and_who_is_refused():
@@ -113,6 +122,7 @@ def test_a_column_of_few_values_is_a_grouping():
     assert names == ["camera", "year"]
     assert list(others) == ["clinic", "country", "nothing"]
     assert others["clinic"] == "it has 40 values, not 2 to 12"
+    assert others["country"] == "it has 1 value, not 2 to 12"
 
 
 def test_the_error_by_a_column_is_told_by_age_as_well():

@@ -34,6 +34,8 @@ RELIABILITY = pd.DataFrame(
 def test_reliability_shows_what_is_held_against_what_is_promised():
     ax = trust_plots.reliability({"ours": RELIABILITY})
     assert dots(ax, "ours") == ([50, 90], [52, 91])
+    ax = trust_plots.reliability({"ours": RELIABILITY, "theirs": RELIABILITY})
+    assert dots(ax, "ours")[0][0] < 50 < dots(ax, "theirs")[0][0]
     crosses = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
     assert crosses["ours, uncalibrated"] == [30, 70]
     # no point is cut off
@@ -70,6 +72,7 @@ def test_abstention_draws_the_errors_of_the_surest_and_the_ideal():
     lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert lines["ours"] == [[50, 3], [100, 2]]
     assert lines["ours, chosen by their errors"] == [[50, 1], [100, 2]]
+    assert lines["ours, the youngest first"] == [[50, 1], [100, 2]]
 
 
 def gate(n: int = 40) -> pd.DataFrame:
@@ -97,9 +100,9 @@ def test_a_gate_without_enough_faces_of_a_kind_says_so():
     tables = {"few": gate(8), "no minors": grown_up, "no adults": children}
     ax = trust_plots.age_gate(tables)
     assert legend(ax) == [
-        "few: only 8 adults",
-        "no minors: only 0 14 to 17 year olds",
-        "no adults: only 0 adults",
+        "few: only 8 faces of adults",
+        "no minors: only 0 faces of 14 to 17",
+        "no adults: only 0 faces of adults",
     ]
     assert not [line for line in ax.lines if len(line.get_xdata())]
 
@@ -110,6 +113,12 @@ def test_faces_of_one_age_alone_still_have_their_figures():
     axes = trust_plots.coverage({"ours": bands})
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["30-39"]
     assert dots(axes[0], "ours")[1] == [100]
+
+
+def test_groups_too_small_for_a_coverage_leave_the_figure_empty():
+    none = trust.coverage(predicted([30] * 3, [30] * 3), ["30-39"] * 3)
+    axes = trust_plots.coverage({"few": none})
+    assert not axes[0].containers
 
 
 def test_errors_by_a_column_stand_side_by_side_in_each_band():

@@ -178,7 +178,7 @@ function curve(shares, low, high, years) {
     element("polygon", { points: `0.5,36 ${points.join(" ")} 100.5,36`, class: "share" }),
   );
   for (const age of [0, 20, 40, 60, 80, 100]) {
-    const text = element("text", { x: Math.min(age + 0.5, 96), y: 40 });
+    const text = element("text", { x: Math.min(Math.max(age + 0.5, 2), 96), y: 40 });
     text.textContent = age;
     svg.append(text);
   }

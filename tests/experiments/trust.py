@@ -28,13 +28,11 @@ BANDWIDTHS = 5, 10, 20, 40, 1000
 LEAST = 40
 
 
-def by_age(faces: pd.DataFrame, uncalibrated: pd.DataFrame) -> pd.DataFrame:
+def by_age(faces: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     predicted = faces.assign(age=faces["pred_age"])
     kinds = {
         "by true age": trust.coverage(faces, metrics.age_bands(faces)),
-        "by true age, uncalibrated": trust.coverage(
-            uncalibrated, metrics.age_bands(faces)
-        ),
+        "by true age, uncalibrated": trust.coverage(own, metrics.age_bands(faces)),
         "by predicted age": trust.coverage(faces, metrics.age_bands(predicted)),
     }
     return pd.concat(kinds, names=["kind", "ages"])
@@ -75,7 +73,7 @@ def main() -> None:
     _, held_out = outcome.judged(asked.run, labelled)
     probabilities = outcome.distributions(asked.run, labelled)
     faces = predict.cross_calibrated(probabilities, held_out)
-    own = faces.assign(**predict.read_off(probabilities))
+    own = trust.uncalibrated(probabilities, faces)
     found = {
         "faces": faces[["age", "pred_age", "low", "high", "fold"]],
         "reliability": trust.reliability(probabilities, faces),
