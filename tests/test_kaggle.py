@@ -109,7 +109,9 @@ def test_the_dataset_holds_agelib_and_the_weights_pip_installs(built):
     code = {path.relative_to(env.HOME).as_posix() for path in package.rglob("*.py")}
     # test_results looks at the measured tables
     measured = {name for name in names if name.startswith("agelib/measured/")}
-    assert names - measured == code | {"agelib/page.html.j2"}
+    kinds = ("*.j2", "browser/*.html", "browser/*.js", "browser/*.css", "browser/*.svg")
+    pages = {p.relative_to(env.HOME).as_posix() for k in kinds for p in package.glob(k)}
+    assert names - measured == code | pages
     for package in ("imagehash", "seaborn"):
         (other,) = folder.glob(f"{package}-*-py3-none-any.whl")
         assert f"{package}/__init__.py" in zipfile.ZipFile(other).namelist()
