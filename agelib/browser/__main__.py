@@ -59,7 +59,7 @@ def _fetch_runtime(folder: Path) -> None:
         )
     with tempfile.TemporaryDirectory() as place:
         command = [npm, "pack", "--silent", RUNTIME, "--pack-destination", place]
-        packed = subprocess.run(command, capture_output=True, text=True)
+        packed = subprocess.run(command, capture_output=True, encoding="utf-8")
         if packed.returncode:
             raise ConnectionError(
                 f"npm can't fetch {RUNTIME}: {packed.stderr.strip()[-300:]}"
