@@ -54,11 +54,13 @@ def ages(
     )
     if not found:
         raise FileNotFoundError(f"There is no photo in {folder}: name another folder.")
+    # what is asked for must not fail for want of a folder, after all the work
+    csv.parent.mkdir(parents=True, exist_ok=True)
     unfinished = csv.with_name(f".{csv.name}.{_digest(trained, views)}.unfinished")
     done = _read(unfinished, folder)
     left = [path for path in found if _name(path, folder) not in set(done["photo"])]
     bar = tqdm(total=len(found), initial=len(found) - len(left), desc="photos")
-    with bar, files.writing(csv):
+    with bar, files.writing(csv.parent):
         for start in range(0, len(left), AT_ONCE):
             some = left[start : start + AT_ONCE]
             done = pd.concat([done, _predicted(some, folder, trained, views)])

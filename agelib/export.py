@@ -184,6 +184,7 @@ def write(
     """
     onnx, runtime = _packages()
     several = [trained] if isinstance(trained, Trained) else list(trained)
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole = Whole(several, crops.shape[1], views, level).eval()
     batch = torch.export.Dim("faces", min=1)
     with warnings.catch_warnings():

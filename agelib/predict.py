@@ -42,9 +42,10 @@ def calibration(trained: Trained | Sequence[Trained]) -> np.ndarray | None:
     """How to read intervals off the distributions of one model, or of several averaged.
 
     Each model was calibrated on the faces that it held out; of several it is the mean,
-    as if all these faces were in one table (cross-conformal after Vovk 2015). Since an
-    average of networks is surer with reason, their intervals then hold rather more than
-    they promise. None, with a warning, if one has no calibration.
+    much as if all these faces were in one table (after the cross-conformal predictors
+    of Vovk 2015). Since an average of networks is surer with reason, their intervals
+    then hold rather more than they promise. None, with a warning, if one has no
+    calibration.
     """
     several = [trained] if isinstance(trained, Trained) else trained
     found = [net.calibration for net, _ in several]

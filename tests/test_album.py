@@ -1,7 +1,8 @@
 """All photos of a folder make one table, whatever happens on the way."""
 
 import sys
-import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,28 @@ def holiday(tmp_path, wall) -> object:
     return folder
 
 
+@pytest.fixture
+def stopped(monkeypatch, holiday, trained) -> Callable:
+    """Has a run stopped at its n-th photo; gives the names of all photos read since."""
+
+    def run(csv: Path, n: int) -> list[str]:
+        read, genuine = [], photo.read
+
+        def stopping(path):
+            read.append(path.name)
+            if len(read) == n:
+                raise KeyboardInterrupt
+            return genuine(path)
+
+        monkeypatch.setattr(album, "AT_ONCE", 1)
+        monkeypatch.setattr(photo, "read", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            album.ages(holiday, trained, csv, views=1)
+        return read
+
+    return run
+
+
 def by_hand(picture: Image.Image, trained: Trained, folder) -> pd.DataFrame:
     return predict.predict(
         trained, photo.crop(picture, photo.find(picture), folder), views=1
@@ -69,22 +92,11 @@ def test_every_face_of_every_photo_has_a_row(holiday, wall, trained, tmp_path):
     ]
 
 
-def test_a_stopped_run_goes_on_where_it_was(holiday, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(album, "AT_ONCE", 1)
-    warnings.simplefilter("ignore")
+@pytest.mark.filterwarnings("ignore:.*have no age")
+def test_a_stopped_run_goes_on_where_it_was(holiday, trained, tmp_path, stopped):
     whole = album.ages(holiday, trained, tmp_path / "whole.csv", views=1)
-    csv, read = tmp_path / "ages.csv", []
-    genuine = photo.read
-
-    def stopping(path):
-        read.append(path.name)
-        if len(read) == 3:
-            raise KeyboardInterrupt
-        return genuine(path)
-
-    monkeypatch.setattr(photo, "read", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        album.ages(holiday, trained, csv, views=1)
+    csv = tmp_path / "ages.csv"
+    read = stopped(csv, 3)
     assert not csv.exists()
     table = album.ages(holiday, trained, csv, views=1)
     assert read == ["b.png", "a.JPG", "broken.jpg", "broken.jpg", "sea.png"]
@@ -92,22 +104,12 @@ def test_a_stopped_run_goes_on_where_it_was(holiday, trained, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("change", ["another network", "a changed photo", "damage"])
+@pytest.mark.filterwarnings("ignore")
 def test_what_is_not_the_same_any_more_is_done_again(
-    holiday, trained, tmp_path, monkeypatch, change
+    holiday, trained, tmp_path, stopped, change
 ):
-    monkeypatch.setattr(album, "AT_ONCE", 1)
-    csv, read = tmp_path / "ages.csv", []
-    genuine = photo.read
-
-    def stopping(path):
-        read.append(path.name)
-        if len(read) == 2:
-            raise KeyboardInterrupt
-        return genuine(path)
-
-    monkeypatch.setattr(photo, "read", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        album.ages(holiday, trained, csv, views=1)
+    csv = tmp_path / "ages.csv"
+    read = stopped(csv, 2)
     (unfinished,) = tmp_path.glob(".ages.csv.*")
     if change == "another network":
         trained = Trained(untrained(seed=1), TINY)
@@ -115,11 +117,7 @@ def test_what_is_not_the_same_any_more_is_done_again(
         unfinished.write_text("photo\n")
     else:
         sample.draw_wall().save(holiday / "b.png")
-    read.clear()
-    read += ["so that", "nothing stops it"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = album.ages(holiday, trained, csv, views=1)
+    table = album.ages(holiday, trained, csv, views=1)
     assert read[2] == "b.png"
     faces = 8 if change == "a changed photo" else 2
     assert (table["photo"] == "b.png").sum() == faces
@@ -137,7 +135,7 @@ def test_a_folder_without_photos_is_named(tmp_path, trained, exists):
 
 
 def test_the_command_writes_the_table(holiday, tmp_path, monkeypatch, capsys, trained):
-    file, csv = tmp_path / "mine.safetensors", tmp_path / "out.csv"
+    file, csv = tmp_path / "mine.safetensors", tmp_path / "new folder" / "out.csv"
     model.save(*trained, file)
     words = ["photo", str(holiday), "--out", str(csv), "--model", str(file)]
     monkeypatch.setattr(sys, "argv", [*words, "--views", "1"])

@@ -106,7 +106,7 @@ def test_the_command_exports_the_shipped_network(
     model.save(untrained(), TINY, small)
     monkeypatch.setattr(env, "shipped_model", lambda: small)
     monkeypatch.setenv("AGELIB_DATA", str(dataset))
-    out = tmp_path / "out.onnx"
+    out = tmp_path / "new folder" / "out.onnx"
     monkeypatch.setattr(sys, "argv", ["export", str(out), "--views", "1"])
     with pytest.warns(UserWarning, match="are not calibrated"):
         export.main()
