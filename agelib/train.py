@@ -7,6 +7,7 @@ machines as the launcher starts processes.
 """
 
 import argparse
+import atexit
 import math
 import os
 import time
@@ -250,9 +251,19 @@ def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFra
         torch.manual_seed(recipe.seed)
         loop = create()
         try:
-            return loop.run()
+            history = loop.run()
         finally:
             loop.close()
+    # not yet: the next fold needs the group. Only after success: a process that failed
+    # would wait for the others
+    atexit.register(_leave_group)
+    return history
+
+
+def _leave_group() -> None:
+    """Ends the threads of a group of processes, which may abort an exit otherwise."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def main() -> None:
