@@ -1,11 +1,13 @@
 """The page in the browser says what Python says, and tells nobody."""
 
+import base64
 import http.server
 import re
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,9 +88,31 @@ def page(chromium, address):
     page.close()
 
 
-def show(page, file: Path) -> np.ndarray:
-    """What the page tells of a photo: ages and intervals (faces, 3)."""
+def choose(page, file: Path) -> None:
     page.get_by_label("Choose photos").set_input_files(file)
+
+
+def drop(page, file: Path) -> None:
+    """As a mouse does that brings the file from elsewhere."""
+    brought = page.evaluate_handle(
+        """([name, base64]) => {
+            const content = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+            const brought = new DataTransfer();
+            brought.items.add(new File([content], name));
+            return brought;
+        }""",
+        [file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+    place = page.locator("#drop")
+    place.dispatch_event("dragenter", {"dataTransfer": brought})
+    assert "over" in place.get_attribute("class")
+    place.dispatch_event("drop", {"dataTransfer": brought})
+    assert "over" not in place.get_attribute("class")
+
+
+def show(page, file: Path, by: Callable = choose) -> np.ndarray:
+    """What the page tells of a photo: ages and intervals (faces, 3)."""
+    by(page, file)
     told = re.compile(rf"^{re.escape(file.name)}: ")
     page.get_by_role("status").filter(has_text=told).wait_for(timeout=120_000)
     cards = page.locator("section").first.locator("article").all()
@@ -115,6 +139,16 @@ def test_a_photo_has_the_ages_that_python_tells(page, address, tmp_path, times):
     assert all(url.startswith((address, "blob:")) for url in page.asked)
     # nothing is wider than a phone
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@in_a_browser
+def test_a_photo_that_is_dropped_is_told_like_one_that_is_chosen(page, tmp_path):
+    file = tmp_path / "two.png"
+    sample.draw_wall(ages=(20, 60)).save(file)
+    dropped = show(page, file, drop)
+    assert dropped.shape == (2, 3)
+    page.get_by_role("button", name="Forget all photos").click()
+    np.testing.assert_array_equal(show(page, file), dropped)
 
 
 @in_a_browser
