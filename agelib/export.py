@@ -30,7 +30,7 @@ from agelib.model import Trained, folded
 INPUT, OUTPUTS = "crops", ("age", "low", "high", "probabilities")
 # years that an age may move by rounding
 TOLERANCE = 0.01
-# crops that each new file is tried on
+# how many crops each new file is tried on
 TRIED = 32
 LICENCE = {
     "licence of the code": "agelib's code is under the MIT licence, which allows any "
@@ -243,9 +243,9 @@ def _change(runtime, path, several, crops, views, level) -> float:
     return float(np.abs(told["age"] - by_torch["pred_age"]).max())
 
 
-def some_crops(faces: pd.DataFrame) -> np.ndarray:
-    """The first faces of a table as `write` takes them, of 200 pixels a side."""
-    images = map(read_image, faces["path"].head(TRIED))
+def read_crops(faces: pd.DataFrame) -> np.ndarray:
+    """The faces of a table as `write` takes them, of 200 pixels a side."""
+    images = map(read_image, faces["path"])
     return np.stack([np.array(image.resize((photo.SIDE,) * 2)) for image in images])
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
     asked = parser.parse_args()
     trained = [model.load(path) for path in asked.models or [env.shipped_model()]]
-    crops = some_crops(data.read_train(env.data_folder()))
+    crops = read_crops(data.read_train(env.data_folder()).head(TRIED))
     change = write(trained, asked.out, crops, asked.views, asked.level)
     size = asked.out.stat().st_size / 1e6
     print(

@@ -19,7 +19,18 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from agelib import ages, data, degrade, files, metrics, model, predict, runs
+from agelib import (
+    ages,
+    data,
+    degrade,
+    export,
+    files,
+    metrics,
+    model,
+    predict,
+    results,
+    runs,
+)
 from agelib.model import Trained
 from tests.conftest import TINY, untrained, write_dataset, write_weights
 
@@ -263,16 +274,22 @@ def test_the_ablation_trains_what_is_not_in_its_tables_and_judges_all(
 # -- others that train or predict ------------------------------------------------------
 
 
-def test_a_student_learns_a_tenth_of_the_label_and_the_rest_of_its_teachers(answers):
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.0])
+def test_a_student_learns_a_share_of_its_teachers_and_the_rest_of_the_label(
+    answers, share
+):
     distil = load("distil")
     logits, age, p = answers
     taught = np.eye(101, dtype="float32")[[10, 20]]
     labels = [stats.norm(a, 1.5).pdf(np.arange(101)) for a in (30, 100)]
-    target = 0.9 * taught + 0.1 * np.array([row / row.sum() for row in labels])
+    labels = np.array([row / row.sum() for row in labels])
+    target = share * taught + (1 - share) * labels
     shift = np.abs((p - target) @ np.arange(101)).mean()
     expected = -(target * np.log(p)).sum(1).mean() + TINY.l1_weight * shift
-    found = distil.taught_loss(logits, age, torch.from_numpy(taught), TINY)
+    found = distil.taught_loss(logits, age, torch.from_numpy(taught), TINY, share)
     assert found == pytest.approx(expected, rel=1e-4)
+    by_default = distil.taught_loss(logits, age, torch.from_numpy(taught), TINY)
+    assert (by_default == found) == (share == 0.9)
 
 
 def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
@@ -282,7 +299,7 @@ def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
     monkeypatch.setattr(distil, "STUDENT", replace(tiny, name="student", epochs=1))
     asked = []
 
-    def loss(outputs, age, taught, recipe):
+    def loss(outputs, age, taught, recipe, share):
         asked.append((age, taught))
         return ages.age_loss(outputs, age, recipe)
 
@@ -295,6 +312,64 @@ def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
     # all ages are different
     for age, shares in ((a, s) for batch in asked for a, s in zip(*batch, strict=True)):
         np.testing.assert_allclose(shares, taught[age.item()], atol=1e-6)
+
+
+def test_mended_labels_come_from_networks_that_never_saw_them(
+    call, beside, dataset, tiny, models, tmp_path, monkeypatch
+):
+    denoise = beside("denoise")
+    short = replace(tiny, epochs=1)
+    monkeypatch.setattr(denoise, "TEACHER", replace(short, name="teacher", folds=2))
+    monkeypatch.setattr(denoise, "STUDENT", replace(short, name="student", folds=4))
+    out, taught = tmp_path / "out", []
+
+    def noting(of_teachers, share):
+        taught.append(of_teachers.numpy())
+        return student_loop(of_teachers, share)
+
+    student_loop = denoise.student_loop
+    monkeypatch.setattr(denoise, "student_loop", noting)
+    call(denoise, dataset, models[0], out, 0, 0.5)
+    train_faces, held_out = data.hold_out(data.read_train(dataset), 4)
+    for fold in (0, 1):
+        taught_by, new = data.hold_out(train_faces, 2, fold)
+        assert not {*held_out["digest"]} & {*taught_by["digest"], *new["digest"]}
+        teacher = model.load(out / "teachers" / f"fold-{fold}" / "model.safetensors")
+        told = predict.distributions(teacher, new)
+        rows = train_faces["file_id"].isin(new["file_id"]).to_numpy()
+        np.testing.assert_allclose(taught[0][rows], told, atol=1e-3)
+    table = pd.read_csv(out / "denoise.csv")
+    for share, row in zip((0, 0.5), table.to_dict("records"), strict=True):
+        found = pd.read_csv(out / f"share-{share}" / "validation.csv")
+        assert row["share"] == share
+        assert row["mae"] == pytest.approx(metrics.mae(found), abs=1e-3)
+    first, second = table["mae"]
+    assert table["against_first"].tolist() == pytest.approx(
+        [0, second - first], abs=2e-3
+    )
+
+
+def test_quantised_files_are_judged_beside_the_exported_one(
+    call, beside, dataset, models, tmp_path, monkeypatch
+):
+    quantise = beside("quantise")
+    monkeypatch.setattr(quantise, "CALIBRATED_BY", 8)
+    faces, out = data.read_train(dataset), tmp_path / "out"
+    held_out = faces.head(20)
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"])
+    call(quantise, dataset, out, models[0])
+    table = pd.read_csv(out / "export.csv").set_index("file")
+    by_torch = predict.predict(model.load(models[0]), held_out)
+    # the export takes crops of 200 pixels, which these faces are not
+    assert table["mae"]["float32"] == pytest.approx(metrics.mae(by_torch), abs=0.5)
+    crops = export.read_crops(held_out)
+    names = ("float32", "int8")
+    first, second = (quantise.ages(out / f"{n}.onnx", crops)[0] for n in names)
+    change = np.abs(second - first)
+    assert table["mean_change"]["int8"] == pytest.approx(change.mean(), abs=0.01)
+    assert table["largest_change"]["float32"] == 0
+    assert 0 < change.max() < 20
+    assert table["megabytes"]["int8"] < 0.8 * table["megabytes"]["float32"]
 
 
 def test_the_ensemble_says_the_median_of_the_mean_distribution(

@@ -113,8 +113,8 @@ def test_the_command_exports_the_shipped_network(
     assert "its ages differ from torch's by at most 0.000" in capsys.readouterr().out
     notes = {p.key: p.value for p in onnx.load(out).metadata_props}
     assert notes["intervals"] == "not calibrated"
-    faces = export.some_crops(data.read_train(dataset))
-    assert faces.shape == (32, 200, 200, 3)
+    faces = export.read_crops(data.read_train(dataset))
+    assert faces.shape == (40, 200, 200, 3)
     told = run(out, faces)
     assert (told["low"] <= told["age"]).all()
     assert (told["age"] <= told["high"]).all()

@@ -33,7 +33,8 @@ def build(out: Path, checkpoint: Path, views: int | None = None) -> Path:
         ConnectionError: if npm can't fetch the runtime.
         ImportError, ValueError, OSError: as `export.write`.
     """
-    crops = export.some_crops(data.read_train(env.data_folder()))
+    faces = data.read_train(env.data_folder()).head(export.TRIED)
+    crops = export.read_crops(faces)
     out.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(out) as unfinished:
         unfinished.mkdir()

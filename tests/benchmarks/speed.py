@@ -85,6 +85,13 @@ LINES = (
         "faces/s",
         ">= 5",
     ),
+    Line(
+        "ages by ONNX in the views of the recipe, against torch",
+        "onnx_prediction",
+        "torch_prediction",
+        "faces/s",
+    ),
+    Line("size of the ONNX file, against the checkpoint", "file_sizes", "", "MB"),
     growth("peak memory of an epoch", "peak_memory", 4, "MB"),
     growth("peak memory of an epoch", "peak_memory", 16, "MB"),
     growth("time of an epoch a face", "epoch_time", 4, "ms"),
@@ -135,6 +142,46 @@ def our_prediction() -> float:
     trained = model.Trained(model.create(recipe, pretrained=False), recipe)
     table = faces(1024)
     return len(table) / _seconds(predict.predict, trained, table, views=2)
+
+
+def torch_prediction() -> float:
+    from agelib import env, model, predict
+
+    trained, table = model.load(env.shipped_model()), faces(1024)
+    return len(table) / _seconds(predict.predict, trained, table)
+
+
+def onnx_prediction() -> float:
+    import onnxruntime
+
+    from agelib import export
+
+    session = onnxruntime.InferenceSession(_exported())
+    table = faces(1024)
+
+    def predict() -> None:
+        for start in range(0, len(table), export.TRIED):
+            crops = export.read_crops(table[start : start + export.TRIED])
+            session.run(None, {export.INPUT: crops})
+
+    return len(table) / _seconds(predict)
+
+
+def file_sizes() -> tuple[float, float]:
+    from agelib import env
+
+    return tuple(
+        path.stat().st_size / 1e6 for path in (_exported(), env.shipped_model())
+    )
+
+
+def _exported() -> Path:
+    from agelib import env, export, model
+
+    path = Path(os.environ["AGELIB_RUNS"]) / "age.onnx"
+    crops = export.read_crops(faces(export.TRIED))
+    export.write(model.load(env.shipped_model()), path, crops)
+    return path
 
 
 def peak_memory(thousands: int) -> float:

@@ -27,7 +27,11 @@ SHARE_OF_TEACHERS = 0.9
 
 
 def taught_loss(
-    outputs: torch.Tensor, age: torch.Tensor, taught: torch.Tensor, recipe: Recipe
+    outputs: torch.Tensor,
+    age: torch.Tensor,
+    taught: torch.Tensor,
+    recipe: Recipe,
+    share: float = SHARE_OF_TEACHERS,
 ) -> torch.Tensor:
     """`ages.age_loss` to the mean of the label's Gaussian and what the teachers say.
 
@@ -35,15 +39,16 @@ def taught_loss(
         outputs: logits (faces, 101).
         age: true ages in years (faces,).
         taught: the teachers' probabilities (faces, 101).
+        share: what the teachers' word counts; the label's counts the rest.
     """
     label = soft_labels(age, recipe.label_std)
-    target = SHARE_OF_TEACHERS * taught + (1 - SHARE_OF_TEACHERS) * label
+    target = share * taught + (1 - share) * label
     ages = torch.arange(N_AGES, dtype=torch.float32, device=age.device)
     shift = ((outputs.softmax(1) - target) * ages).sum(1)
     return cross_entropy(outputs, target) + recipe.l1_weight * shift.abs().mean()
 
 
-def student_loop(taught: torch.Tensor) -> type[Loop]:
+def student_loop(taught: torch.Tensor, share: float = SHARE_OF_TEACHERS) -> type[Loop]:
     """The training loop for faces of which the teachers say (faces, 101)."""
 
     class StudentLoop(Loop):
@@ -51,7 +56,8 @@ def student_loop(taught: torch.Tensor) -> type[Loop]:
             self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
         ) -> torch.Tensor:
             of_these = taught[rows.cpu()].to(age.device)
-            return taught_loss(self.ddp(images), age, of_these, self.recipe)
+            outputs = self.ddp(images)
+            return taught_loss(outputs, age, of_these, self.recipe, share)
 
     return StudentLoop
 
