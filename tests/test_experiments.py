@@ -349,6 +349,21 @@ def test_mended_labels_come_from_networks_that_never_saw_them(
     )
 
 
+def test_a_mended_label_is_held_against_the_labels_of_copies(beside):
+    table = pd.DataFrame(
+        {
+            "file_id": list("abcde"),
+            "digest": [1, 2, 1, 3, 3],
+            "age": [20, 70, 30, 50, 50],
+            "pred_age": [24, 10, 24, 44, 44],
+        }
+    )
+    to_copies = beside("denoise").to_copies
+    # 20 and 30 become 22 and 27, both 50 become 47
+    assert to_copies(table, 0.5) == (8 + 7 + 3 + 3) / 4
+    assert to_copies(table, 0) == (10 + 10 + 0 + 0) / 4
+
+
 def test_quantised_files_are_judged_beside_the_exported_one(
     call, beside, dataset, models, tmp_path, monkeypatch
 ):
