@@ -85,14 +85,15 @@ class Whole(nn.Module):
             for n, (_, recipe) in zip(self.views, trained, strict=True)
         ]
         tail = (1 - conformal.check_level(level)) / 2
+        self.tails = tail, 1 - tail
         table = predict.calibration(trained)
         self.calibrated = table is not None
-        if table is None:
-            # a network that is taken at its word
-            table = conformal.UNCALIBRATED
-        for name, share in (("least", tail), ("most", 1 - tail)):
-            ends = [np.interp(share, conformal.SHARES, row) for row in table]
-            self.register_buffer(name, torch.tensor(ends, dtype=torch.float64))
+        if self.calibrated:
+            ends = [
+                [np.interp(share, conformal.SHARES, row) for row in table]
+                for share in self.tails
+            ]
+            self.register_buffer("ends", torch.tensor(ends, dtype=torch.float64))
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         faces = crops.permute(0, 3, 1, 2).float()
@@ -105,14 +106,11 @@ class Whole(nn.Module):
         # as `ages.quantile` does, in double precision
         shares = shares.double()
         below = shares.cumsum(1)
-        middle = below - shares / 2
         median = _quantile(shares, below, 0.5)
-        likely = (self.least <= middle) & (middle <= self.most)
-        nearest = (middle - 0.5).abs().argmin(1, keepdim=True)
-        years = torch.arange(ages.N_AGES, device=shares.device).double()
-        likely = likely | (years == nearest)
-        low = torch.where(likely, years, torch.inf).amin(1)
-        high = torch.where(likely, years, -torch.inf).amax(1)
+        if self.calibrated:
+            low, high = _interval(shares, below, *self.ends)
+        else:
+            low, high = (_quantile(shares, below, share) for share in self.tails)
         ends = torch.minimum(low, median), torch.maximum(high, median)
         return tuple(told.float() for told in (median, *ends, shares))
 
@@ -157,6 +155,19 @@ def _quantile(shares: Tensor, below: Tensor, share: float) -> Tensor:
     own = shares.gather(1, age)
     inside = (share - (below.gather(1, age) - own)) / own
     return (age - 0.5 + inside).clamp(0, ages.N_AGES - 1)[:, 0]
+
+
+def _interval(
+    shares: Tensor, below: Tensor, least: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`conformal.intervals`, whose shares of an age are from `least` to `most`."""
+    middle = below - shares / 2
+    likely = (least <= middle) & (middle <= most)
+    nearest = (middle - 0.5).abs().argmin(1, keepdim=True)
+    years = torch.arange(ages.N_AGES, device=shares.device).double()
+    likely = likely | (years == nearest)
+    low = torch.where(likely, years, torch.inf).amin(1)
+    return low, torch.where(likely, years, -torch.inf).amax(1)
 
 
 def write(

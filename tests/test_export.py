@@ -69,6 +69,21 @@ def test_the_file_says_what_torch_says_of_any_number_of_faces(crops, tmp_path):
     assert TINY.backbone in notes["recipe"]
 
 
+@pytest.mark.filterwarnings("ignore:The intervals of")
+def test_a_network_without_calibration_is_taken_at_its_word_as_in_python(
+    crops, tmp_path
+):
+    path, trained = tmp_path / "age.onnx", Trained(untrained(), TINY)
+    export.write(trained, path, crops, views=1, level=0.7)
+    told, torchs = (
+        run(path, crops),
+        by_torch(trained, crops, tmp_path, views=1, level=0.7),
+    )
+    for end in ("low", "high"):
+        np.testing.assert_allclose(told[end], torchs[end], atol=0.001)
+    assert (told["low"] % 1).any()
+
+
 @pytest.mark.parametrize("side", [50, 33, 20])
 @pytest.mark.parametrize("view", loading.VIEWS)
 def test_a_view_has_the_very_pixels_that_pillow_gives(side, view):
