@@ -4,7 +4,9 @@ python -m agelib.photo holiday --out ages.csv
 """
 
 import argparse
+import glob
 import hashlib
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +19,8 @@ from agelib.model import Trained
 
 COLUMNS = ["photo", "face", "x", "y", "side", "turn", "sure"]
 COLUMNS += ["pred_age", "low", "high", "note"]
+# what tells a photo that was changed or replaced; of the unfinished table alone
+STAMP = "stamp"
 # photos whose faces are predicted together, and then saved
 AT_ONCE = 16
 
@@ -42,66 +46,68 @@ def ages(
         read, has a row with a note alone.
     Raises:
         FileNotFoundError: if there is no such folder, or no photo in it.
-        OSError: if the table can't be written.
+        OSError: if the table can't be written, which is tried first.
     """
     folder, csv = Path(folder), Path(csv)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}: correct its name.")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
+    photos = {
+        _name(path, folder): path
+        for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in data.SUFFIXES and path.is_file()
-    )
-    if not found:
+    }
+    if not photos:
         raise FileNotFoundError(f"There is no photo in {folder}: name another folder.")
-    # what is asked for must not fail for want of a folder, after all the work
-    csv.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = csv.with_name(f".{csv.name}.{_digest(trained, views)}.unfinished")
-    done = _read(unfinished, folder)
-    left = [path for path in found if _name(path, folder) not in set(done["photo"])]
-    bar = tqdm(total=len(found), initial=len(found) - len(left), desc="photos")
-    with bar, files.writing(csv.parent):
+    files.prepare(csv)
+    digest = _digest(folder, trained, views)
+    unfinished = csv.with_name(f".{csv.name}.{digest}.unfinished")
+    done = _read(unfinished, photos)
+    known = set(done["photo"])
+    left = [name for name in photos if name not in known]
+    with tqdm(total=len(photos), initial=len(known), desc="photos") as bar:
         for start in range(0, len(left), AT_ONCE):
-            some = left[start : start + AT_ONCE]
-            done = pd.concat([done, _predicted(some, folder, trained, views)])
+            some = {name: photos[name] for name in left[start : start + AT_ONCE]}
+            done = pd.concat([done, _predicted(some, trained, views)])
             files.write_csv(done, unfinished)
             bar.update(len(some))
-        names = [_name(path, folder) for path in found]
-        done = done[done["photo"].isin(names)]
-        order = done["photo"].map({name: n for n, name in enumerate(names)})
-        done = done.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-        files.write_csv(done, csv)
-        unfinished.unlink(missing_ok=True)
+    order = done["photo"].map({name: n for n, name in enumerate(photos)})
+    done = done.iloc[order.argsort(kind="stable")]
+    files.write_csv(done[COLUMNS], csv)
+    # also those of other networks, which tell where people are
+    for table in csv.parent.glob(f".{glob.escape(csv.name)}.*.unfinished"):
+        table.unlink()
     table = _table(csv)
     _tell(table)
     return table
 
 
 def _predicted(
-    paths: list[Path], folder: Path, trained: Trained, views: int | None
+    photos: dict[str, Path], trained: Trained, views: int | None
 ) -> pd.DataFrame:
     """The rows of some photos."""
     notes, faces = [], []
-    with tempfile.TemporaryDirectory() as crops:
-        for number, path in enumerate(paths):
-            name = _name(path, folder)
+    place = Path(tempfile.gettempdir())
+    with files.writing(place), tempfile.TemporaryDirectory() as crops:
+        for number, (name, path) in enumerate(photos.items()):
+            about = {"photo": name}
             try:
+                about[STAMP] = _stamp(path)
                 picture = photo.read(path)
                 found = photo.find(picture)
             except (OSError, ValueError) as error:
-                notes.append({"photo": name, "note": _reason(error, path)})
+                notes.append(about | {"note": _reason(error, path)})
                 continue
             cuts = photo.cuts(picture, found)
             for (face, row), (cut, doubt) in zip(found.iterrows(), cuts, strict=True):
                 file = Path(crops) / f"{number}_{face}.png"
                 cut.save(file, compress_level=1)
-                told = {"photo": name, "face": face, **row, "path": str(file)}
+                told = about | {"face": face, **row, "path": str(file)}
                 faces.append(told | {"note": doubt})
         table = pd.DataFrame(faces)
         if faces:
             table = predict.predict(trained, table, views)
-    both = pd.concat([table, pd.DataFrame(notes)]).reindex(columns=COLUMNS)
-    return both.round(3)
+    both = pd.concat([table, pd.DataFrame(notes)]).reindex(columns=[*COLUMNS, STAMP])
+    return both.round(3).astype({"face": "Int64"})
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -111,12 +117,19 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+    """A photo's path in the folder; a byte that is not UTF-8 as its number."""
+    name = os.fsencode(path.relative_to(folder).as_posix())
+    return name.decode("utf-8", "backslashreplace")
 
 
-def _digest(trained: Trained, views: int | None) -> str:
-    """Differs if the ages would: of the weights, the recipe and the views."""
-    digest = hashlib.md5(usedforsecurity=False)
+def _stamp(path: Path) -> str:
+    about = path.stat()
+    return f"{about.st_mtime_ns} {about.st_size}"
+
+
+def _digest(folder: Path, trained: Trained, views: int | None) -> str:
+    """Differs if the ages would: of folder, weights, recipe and views."""
+    digest = hashlib.md5(os.fsencode(folder.resolve()), usedforsecurity=False)
     for name, tensor in trained.model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().numpy().tobytes())
@@ -127,23 +140,23 @@ def _digest(trained: Trained, views: int | None) -> str:
 
 
 def _table(csv: Path) -> pd.DataFrame:
-    return pd.read_csv(csv, dtype={"photo": str, "face": "Int64", "note": object})
+    kinds = {"photo": str, "face": "Int64", "note": object, STAMP: str}
+    return pd.read_csv(csv, dtype=kinds)
 
 
-def _read(unfinished: Path, folder: Path) -> pd.DataFrame:
+def _read(unfinished: Path, photos: dict[str, Path]) -> pd.DataFrame:
     """The rows of an earlier run, of photos that are still what they were."""
+    nothing = pd.DataFrame(columns=[*COLUMNS, STAMP])
     if not unfinished.is_file():
-        return pd.DataFrame(columns=COLUMNS)
+        return nothing
     try:
-        tables.read_table(unfinished, *COLUMNS)
+        tables.read_table(unfinished, *nothing)
         done = _table(unfinished)
-        since = unfinished.stat().st_mtime
-        paths = done["photo"].map(lambda name: folder / name)
-        same = paths.map(lambda p: p.is_file() and p.stat().st_mtime < since)
-        return done[same.astype(bool)]
+        now = {name: _stamp(path) for name, path in photos.items()}
+        return done[done["photo"].map(now) == done[STAMP]]
     except ValueError as error:
         warnings.warn(f"{error} So all photos are read again.", stacklevel=3)
-        return pd.DataFrame(columns=COLUMNS)
+        return nothing
 
 
 def _tell(done: pd.DataFrame) -> None:

@@ -74,15 +74,17 @@ class Whole(nn.Module):
         self.networks = nn.ModuleList(folded(net) for net, _ in trained)
         self.views = [views or recipe.views_at_test for _, recipe in trained]
         # of each network, and of each of its views: along, then across
+        sizes = [recipe.image_size for _, recipe in trained]
+        self.blocks = [_blocks(side, size) for size in sizes]
         self.looks = [
             [
                 (
-                    _look(side, recipe.image_size, view.get("zoom", 1.0)),
-                    _look(side, recipe.image_size, **view),
+                    _look(len(blocks), size, view.get("zoom", 1.0)),
+                    _look(len(blocks), size, **view),
                 )
                 for view in loading.VIEWS[:n]
             ]
-            for n, (_, recipe) in zip(self.views, trained, strict=True)
+            for n, size, blocks in zip(self.views, sizes, self.blocks, strict=True)
         ]
         tail = (1 - conformal.check_level(level)) / 2
         self.tails = tail, 1 - tail
@@ -96,11 +98,12 @@ class Whole(nn.Module):
             self.register_buffer("ends", torch.tensor(ends, dtype=torch.float64))
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        faces = crops.permute(0, 3, 1, 2).float()
+        faces = crops.permute(0, 3, 1, 2).double()
+        parts = zip(self.networks, self.blocks, self.looks, strict=True)
         shares = sum(
-            _probabilities(net, _seen(faces, along, across)) / len(looks)
-            for net, looks in zip(self.networks, self.looks, strict=True)
-            for along, across in looks
+            _probabilities(net, _seen(_reduced(faces, blocks), *look)) / len(looks)
+            for net, blocks, looks in parts
+            for look in looks
         )
         shares = shares / shares.sum(1, keepdim=True)
         # as `ages.quantile` does, in double precision
@@ -122,13 +125,28 @@ def _probabilities(net: model.AgeModel, images: Tensor) -> Tensor:
     return ages.laplace(outputs, net.scale)
 
 
+def _blocks(side: int, size: int) -> Tensor:
+    """Which of `side` pixels make up each one that `images.decode_image` leaves."""
+    factor = max(1, side // size)
+    return nn.functional.one_hot(torch.arange(side) // factor).T.double()
+
+
+def _reduced(faces: Tensor, blocks: Tensor) -> Tensor:
+    """Pillow's means of blocks of pixels, rounded as it does, by whole numbers."""
+    if len(blocks) == blocks.shape[1]:
+        return faces
+    count = blocks.sum(1)[:, None] * blocks.sum(1)
+    sums = blocks @ faces @ blocks.T + (count / 2).floor()
+    return (sums * (2**24 / count).floor() / 2**24).floor()
+
+
 def _seen(faces: Tensor, along: _Look, across: _Look) -> Tensor:
-    """The faces (faces, 3, side, side) as a network takes them.
+    """The faces, double (faces, 3, side, side), as a network takes them.
 
     As Pillow computes it, in the same order and in double precision: it cuts the grey
     levels off, so that the last digit can make a whole level.
     """
-    wide = _mixed(faces.double(), across, 3)
+    wide = _mixed(faces, across, 3)
     return _mixed(wide, along, 2).floor().float()
 
 
@@ -191,11 +209,11 @@ def write(
         ImportError: if the packages for it are missing, with the way to get them.
         ValueError: if an age changes by more than `TOLERANCE` years. Then nothing is
             written, and an earlier file is still there.
-        OSError: if the file can't be written.
+        OSError: if the file can't be written, which is tried first.
     """
     onnx, runtime = _packages()
     several = [trained] if isinstance(trained, Trained) else list(trained)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.prepare(path)
     whole = Whole(several, crops.shape[1], views, level).eval()
     batch = torch.export.Dim("faces", min=1)
     with warnings.catch_warnings():
@@ -217,6 +235,7 @@ def write(
     told |= {"level of the intervals": f"{level:g}", **LICENCE}
     told["intervals"] = "calibrated" if whole.calibrated else "not calibrated"
     onnx.helper.set_model_props(found, told)
+    _forget_places(found)
     with files.replacing(path) as unfinished:
         onnx.save(found, unfinished)
         change = _change(runtime, unfinished, several, crops, views, level)
@@ -227,6 +246,13 @@ def write(
                 "other versions of torch and onnxruntime."
             )
     return change
+
+
+def _forget_places(found) -> None:
+    """Removes where on this machine each part of the graph comes from."""
+    for graph in (found.graph, *found.functions):
+        for part in (graph, *graph.node, *graph.value_info):
+            del part.metadata_props[:]
 
 
 def _packages() -> tuple:
@@ -273,6 +299,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, help="of each face, by default as trained")
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
     asked = parser.parse_args()
+    if asked.out.suffix != ".onnx":
+        parser.error(f"{asked.out} is to be written: give it a name that ends in .onnx")
     trained = [model.load(path) for path in asked.models or [env.shipped_model()]]
     crops = read_crops(data.read_train(env.data_folder()).head(TRIED))
     change = write(trained, asked.out, crops, asked.views, asked.level)

@@ -39,8 +39,8 @@ def writing(folder: Path) -> Iterator[None]:
             raise
         state, remedy = _REFUSALS[reason]
         raise OSError(
-            f"The disk of {folder} is {state}: {remedy} and run again, a training goes "
-            "on from its last saved state."
+            f"The disk of {folder} is {state}: {remedy} and run again, which goes on "
+            "from what was saved."
         ) from error
 
 
@@ -57,6 +57,24 @@ def _reason(error: Exception, folder: Path) -> int | None:
     except OSError as refusal:
         return refusal.errno
     return None
+
+
+def prepare(path: Path) -> None:
+    """Makes sure, before long work, that its file can be written, and makes its folder.
+
+    Raises:
+        OSError: if the path is a folder, or its own folder can't be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file to write.")
+    with writing(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise OSError(
+                f"{path} can't be written ({error.strerror}): name another place."
+            ) from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """All photos of a folder make one table, whatever happens on the way."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_every_face_of_every_photo_has_a_row(holiday, wall, trained, tmp_path):
     assert notes.loc["b.png"].isna().all()
     # and the file holds the same, beside which nothing is left
     assert pd.read_csv(csv)["pred_age"].equals(table["pred_age"])
+    assert csv.read_text(encoding="utf-8").splitlines()[2].startswith("b.png,2,")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "ages.csv",
         "crops",
@@ -103,7 +105,10 @@ def test_a_stopped_run_goes_on_where_it_was(holiday, trained, tmp_path, stopped)
     pd.testing.assert_frame_equal(table, whole)
 
 
-@pytest.mark.parametrize("change", ["another network", "a changed photo", "damage"])
+@pytest.mark.parametrize(
+    "change",
+    ["another network", "a changed photo", "an older photo in its place", "damage"],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_not_the_same_any_more_is_done_again(
     holiday, trained, tmp_path, stopped, change
@@ -117,10 +122,46 @@ def test_what_is_not_the_same_any_more_is_done_again(
         unfinished.write_text("photo\n")
     else:
         sample.draw_wall().save(holiday / "b.png")
+        if "older" in change:
+            os.utime(holiday / "b.png", (0, 0))
     table = album.ages(holiday, trained, csv, views=1)
     assert read[2] == "b.png"
-    faces = 8 if change == "a changed photo" else 2
+    faces = 8 if "photo" in change else 2
     assert (table["photo"] == "b.png").sum() == faces
+    # no other table tells any more where these people are
+    assert not list(tmp_path.glob(".ages.csv.*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*have no age")
+def test_a_folder_has_its_own_photos_whatever_another_ones_are_called(
+    holiday, trained, tmp_path, stopped
+):
+    other, csv = tmp_path / "other", tmp_path / "ages.csv"
+    other.mkdir()
+    stopped(csv, 3)
+    sample.draw_wall().save(other / "b.png")
+    about = (holiday / "b.png").stat()
+    os.utime(other / "b.png", ns=(about.st_mtime_ns, about.st_mtime_ns))
+    assert len(album.ages(other, trained, csv, views=1)) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there may be any bytes")
+def test_a_name_that_is_no_text_is_told_by_its_numbers(wall, trained, tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    wall.save(os.fsencode(folder / "caf") + b"\xe9.png", "PNG")
+    for _ in range(2):
+        table = album.ages(folder, trained, tmp_path / "ages.csv", views=1)
+        assert table["photo"].tolist() == [r"caf\xe9.png"] * 2
+
+
+def test_a_folder_in_the_place_of_the_table_is_named_before_any_work(
+    holiday, trained, monkeypatch
+):
+    monkeypatch.setattr(photo, "read", None)
+    with pytest.raises(IsADirectoryError, match="holiday is a folder: name a file"):
+        album.ages(holiday, trained, holiday)
+    assert (holiday / "b.png").is_file()
 
 
 @pytest.mark.parametrize("exists", [True, False])

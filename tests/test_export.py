@@ -1,5 +1,6 @@
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from agelib import conformal, data, env, export, loading, model, predict
+from agelib.images import read_image
 from agelib.model import Trained
 from tests.conftest import TINY, untrained
 
@@ -84,15 +86,40 @@ def test_a_network_without_calibration_is_taken_at_its_word_as_in_python(
     assert (told["low"] % 1).any()
 
 
-@pytest.mark.parametrize("side", [50, 33, 20])
+@pytest.mark.parametrize("side", [200, 150, 80, 50, 33, 20])
 @pytest.mark.parametrize("view", loading.VIEWS)
-def test_a_view_has_the_very_pixels_that_pillow_gives(side, view):
+def test_a_view_has_the_very_pixels_that_pillow_gives(side, view, tmp_path):
+    """Also of crops that are several times as large as what the network takes."""
     pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
-    image = pil_to_tensor(loading.resize(Image.fromarray(pixels), 37, **view))
-    faces = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-    along = export._look(side, 37, view.get("zoom", 1.0))
-    seen = export._seen(faces, along, export._look(side, 37, **view))
+    Image.fromarray(pixels).save(tmp_path / "crop.png")
+    crop = read_image(str(tmp_path / "crop.png"), 37)
+    image = pil_to_tensor(loading.resize(crop, 37, **view))
+    faces = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
+    blocks = export._blocks(side, 37)
+    along = export._look(len(blocks), 37, view.get("zoom", 1.0))
+    across = export._look(len(blocks), 37, **view)
+    seen = export._seen(export._reduced(faces, blocks), along, across)
     assert torch.equal(seen[0], image.float())
+
+
+def test_the_file_does_not_tell_where_it_was_made(crops, tmp_path):
+    path = tmp_path / "age.onnx"
+    export.write(calibrated(0), path, crops, views=1)
+    content = path.read_bytes()
+    assert b"stack_trace" not in content
+    assert str(Path(export.__file__).parent).encode() not in content
+
+
+def test_what_must_not_be_replaced_is_left_alone(crops, tmp_path, monkeypatch, capsys):
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file to write"):
+        export.write(calibrated(0), tmp_path, crops)
+    kept = tmp_path / "model.safetensors"
+    kept.write_text("hours of work")
+    monkeypatch.setattr(sys, "argv", ["export", str(kept)])
+    with pytest.raises(SystemExit):
+        export.main()
+    assert "give it a name that ends in .onnx" in capsys.readouterr().err
+    assert kept.read_text() == "hours of work"
 
 
 def test_a_file_that_differs_is_not_written(crops, tmp_path, monkeypatch):

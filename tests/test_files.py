@@ -154,3 +154,16 @@ print(ascii(files.read_text(folder / "note.txt")))
     assert told == ascii("år → 岁")
     assert (tmp_path / "note.txt").read_bytes() == "år → 岁".encode()
     assert (tmp_path / "faces.csv").read_bytes() == "file_id\når.jpg\n".encode()
+
+
+def test_what_is_to_be_written_is_tried_before_the_work(tmp_path):
+    file = tmp_path / "new" / "folders" / "ages.csv"
+    files.prepare(file)
+    assert list(file.parent.iterdir()) == []
+    file.write_text("an earlier table")
+    files.prepare(file)
+    assert file.read_text() == "an earlier table"
+    with pytest.raises(IsADirectoryError, match="folders is a folder: name a file"):
+        files.prepare(file.parent)
+    with pytest.raises(OSError, match=r"within can't be written \(.+\): name another"):
+        files.prepare(file / "within")

@@ -20,16 +20,20 @@ RUNTIME = "onnxruntime-web@1.22.0"
 # of its package what a page on one thread needs
 PARTS = "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
 DETECTOR = "pnet.onnx", "rnet.onnx", "onet.onnx"
+AGE = "age.onnx"
+PAGE = {*STATIC, *PARTS, *DETECTOR, AGE}
 
 
 def build(out: Path, checkpoint: Path, views: int | None = None) -> Path:
-    """Writes the page's folder, replacing an earlier one; returns it.
+    """Writes the page's folder, in place of an earlier page; returns it.
+
+    A folder of that name which holds anything else is set aside.
 
     Args:
         checkpoint: a file that a training wrote.
         views: of each face, by default as trained.
     Raises:
-        FileNotFoundError: if npm is missing, or a file of it is.
+        FileNotFoundError: if npm is missing.
         ConnectionError: if npm can't fetch the runtime.
         ImportError, ValueError, OSError: as `export.write`.
     """
@@ -45,9 +49,8 @@ def build(out: Path, checkpoint: Path, views: int | None = None) -> Path:
             network = spec.loader.get_data(str(Path(spec.origin).with_name(name)))
             (unfinished / name).write_bytes(network)
         _fetch_runtime(unfinished)
-        export.write(model.load(checkpoint), unfinished / "age.onnx", crops, views)
-        if (out / STATIC[0]).is_file():
-            # an earlier page
+        export.write(model.load(checkpoint), unfinished / AGE, crops, views)
+        if out.is_dir() and {path.name for path in out.iterdir()} <= PAGE:
             files.remove(out)
     return out
 

@@ -19,21 +19,11 @@ const POINTS = [
 
 // An image: { width, height, data }, three bytes a pixel, in rows.
 
-export function withoutAlpha({ width, height, data }) {
-  const rgb = new Uint8ClampedArray(width * height * 3);
-  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
-    rgb[j] = data[i];
-    rgb[j + 1] = data[i + 1];
-    rgb[j + 2] = data[i + 2];
-  }
-  return { width, height, data: rgb };
-}
-
 // The faces of an image, from left to right: centre x and y, side and turn, in pixels
 // and in degrees counterclockwise, and how sure the detector is.
 export async function find(image, networks) {
   const share = Math.min(1, LONGEST / Math.max(image.width, image.height));
-  const size = [image.width, image.height].map((n) => Math.max(1, Math.round(share * n)));
+  const size = [image.width, image.height].map((n) => Math.max(1, nearest(share * n)));
   const small = share < 1 ? resize(image, ...size) : image;
   const seen = await detect(small, networks);
   const scale = image.width / small.width;
@@ -42,6 +32,12 @@ export async function find(image, networks) {
     sure,
   }));
   return framed.sort((a, b) => a.x - b.x);
+}
+
+// As Python rounds: a half goes to the even number.
+function nearest(x) {
+  const low = Math.floor(x);
+  return x - low === 0.5 ? low + (low % 2) : Math.round(x);
 }
 
 async function detect(image, [first, second, third]) {
@@ -195,11 +191,16 @@ function reduce({ width, height, data }, across, down) {
         for (let j = y * down; j < bottom; j++) {
           for (let i = x * across; i < right; i++) sum += data[(j * width + i) * 3 + c];
         }
-        out[(y * newWidth + x) * 3 + c] = Math.floor(sum / count + 0.5);
+        out[(y * newWidth + x) * 3 + c] = level(sum, count);
       }
     }
   }
   return { width: newWidth, height: newHeight, data: out };
+}
+
+// As Pillow's whole numbers tell it, which may be a level too low.
+function level(sum, count) {
+  return Math.floor(((sum + Math.floor(count / 2)) * Math.floor(2 ** 24 / count)) / 2 ** 24);
 }
 
 // Means over areas, as OpenCV's INTER_AREA.
@@ -360,7 +361,7 @@ function framing(points) {
 // The face of 200 pixels a side: cut out in a multiple of that size by Pillow's bicubic
 // filter, then averaged; what lies outside the photo is black.
 export function crop(image, { x, y, side, turn }) {
-  const times = Math.max(1, Math.round(side / SIDE));
+  const times = Math.max(1, nearest(side / SIDE));
   const size = times * SIDE;
   const angle = (-turn * Math.PI) / 180;
   const [re, im] = [(side / size) * Math.cos(angle), (side / size) * Math.sin(angle)];
@@ -377,7 +378,7 @@ export function crop(image, { x, y, side, turn }) {
       for (let c = 0; c < 3; c++) sums[to + c] += pixel[c];
     }
   }
-  const data = Uint8ClampedArray.from(sums, (sum) => Math.floor(sum / times ** 2 + 0.5));
+  const data = Uint8ClampedArray.from(sums, (sum) => level(sum, times ** 2));
   return { width: SIDE, height: SIDE, data };
 }
 
