@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from agelib import env, model, photo, predict, sample
 from agelib.browser import __main__ as browser
@@ -106,8 +106,11 @@ def drop(page, file: Path) -> None:
     place = page.locator("#drop")
     place.dispatch_event("dragenter", {"dataTransfer": brought})
     assert "over" in place.get_attribute("class")
-    place.dispatch_event("drop", {"dataTransfer": brought})
+    place.dispatch_event("dragleave", {"dataTransfer": brought})
     assert "over" not in place.get_attribute("class")
+    # beside its place, where the browser would open it in place of the page
+    where = page.get_by_role("heading", level=1)
+    where.dispatch_event("drop", {"dataTransfer": brought})
 
 
 def show(page, file: Path, by: Callable = choose) -> np.ndarray:
@@ -120,18 +123,53 @@ def show(page, file: Path, by: Callable = choose) -> np.ndarray:
     return np.array([[float(c.get_attribute(n)) for n in names] for c in cards])
 
 
-@in_a_browser
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_photo_has_the_ages_that_python_tells(page, address, tmp_path, times):
-    """As it is, and larger than faces are sought in."""
-    wall = sample.draw_wall()
-    file = tmp_path / "the wall.png"
-    wall.resize((wall.width * times, wall.height * times)).save(file)
-    told = show(page, file)
+def by_python(file: Path, folder: Path) -> np.ndarray:
     picture = photo.read(file)
-    people = photo.crop(picture, photo.find(picture), tmp_path / "faces")
-    by_python = predict.predict(model.load(env.shipped_model()), people)
-    ages = by_python[["pred_age", "low", "high"]].to_numpy()
+    people = photo.crop(picture, photo.find(picture), folder)
+    told = predict.predict(model.load(env.shipped_model()), people)
+    return told[["pred_age", "low", "high"]].to_numpy()
+
+
+def turned(wall: Image.Image, file: Path) -> None:
+    """As a phone held upright saves it: the pixels lie, and the EXIF data say so."""
+    about = Image.Exif()
+    about[ExifTags.Base.Orientation] = 6
+    wall.transpose(Image.Transpose.ROTATE_90).save(file, exif=about, quality=95)
+
+
+def glassy(wall: Image.Image, file: Path) -> None:
+    """Half transparent from top to bottom."""
+    wall = wall.convert("RGBA")
+    wall.putalpha(
+        Image.linear_gradient("L").resize(wall.size).point(lambda a: 128 + a // 2)
+    )
+    wall.save(file)
+
+
+def larger(times: int) -> Callable:
+    """By 2 larger than faces are sought in; by 6 blocks of pixels are averaged."""
+
+    def save(wall: Image.Image, file: Path) -> None:
+        wall.resize((wall.width * times, wall.height * times)).save(file)
+
+    return save
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [
+        (larger(1), "the wall.png"),
+        (larger(2), "the_wall_of_which_the_name_is_longer_than_a_phone_is_wide.png"),
+        (larger(6), "large.png"),
+        (turned, "turned.jpg"),
+        (glassy, "glassy.png"),
+    ],
+)
+def test_a_photo_has_the_ages_that_python_tells(page, address, tmp_path, save, name):
+    file = tmp_path / name
+    save(sample.draw_wall(), file)
+    told, ages = show(page, file), by_python(file, tmp_path / "faces")
     assert told.shape == (8, 3)
     np.testing.assert_allclose(told[:, 0], ages[:, 0], atol=0.3)
     np.testing.assert_allclose(told[:, 1:], ages[:, 1:], atol=1)
@@ -149,6 +187,35 @@ def test_a_photo_that_is_dropped_is_told_like_one_that_is_chosen(page, tmp_path)
     assert dropped.shape == (2, 3)
     page.get_by_role("button", name="Forget all photos").click()
     np.testing.assert_array_equal(show(page, file), dropped)
+
+
+@in_a_browser
+def test_photos_that_wait_are_forgotten_with_those_that_are_shown(page, tmp_path):
+    files = [tmp_path / f"{n}.png" for n in range(3)]
+    for file in files:
+        sample.draw_wall(ages=(20, 60)).save(file)
+    page.get_by_label("Choose photos").set_input_files(files)
+    page.get_by_role("status").filter(has_text="Looking at 0.png").wait_for()
+    page.get_by_role("button", name="Forget all photos").click()
+    assert len(show(page, files[2])) == 2
+    # photos are shown one after another: nothing that waited came before this one
+    assert page.locator("section h2").all_inner_texts() == ["2.png"]
+
+
+@in_a_browser
+def test_only_an_earlier_page_is_replaced(folder, tmp_path):
+    page, mine = tmp_path / "page", tmp_path / "mine"
+    shutil.copytree(folder, page)
+    (page / "index.html").write_text("of an earlier version")
+    mine.mkdir()
+    (mine / "index.html").write_text("the work of years")
+    (mine / "diary.txt").write_text("and more of it")
+    for out in (page, mine):
+        browser.build(out, env.shipped_model(), views=1)
+        assert {path.name for path in out.iterdir()} == browser.PAGE
+        assert "How old" in (out / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "mine.old-1" / "diary.txt").is_file()
+    assert not (tmp_path / "page.old-1").exists()
 
 
 @in_a_browser
