@@ -206,9 +206,11 @@ function framed(bitmap, found, name) {
     context.strokeRect(-half, -half, 2 * half, 2 * half);
     context.fillStyle = "#0165a0";
     const wide = context.measureText(n + 1).width + 8 * unit;
-    context.fillRect(-half, -half, wide, 18 * unit);
+    // above the face, if there is room
+    const top = y * scale - half > 18 * unit ? -half - 18 * unit : -half;
+    context.fillRect(-half, top, wide, 18 * unit);
     context.fillStyle = "white";
-    context.fillText(n + 1, -half + 4 * unit, -half + 14 * unit);
+    context.fillText(n + 1, -half + 4 * unit, top + 14 * unit);
     context.restore();
   });
   return canvas;
