@@ -92,25 +92,30 @@ def choose(page, file: Path) -> None:
     page.get_by_label("Choose photos").set_input_files(file)
 
 
-def drop(page, file: Path) -> None:
-    """As a mouse does that brings the file from elsewhere."""
-    brought = page.evaluate_handle(
-        """([name, base64]) => {
-            const content = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+def brought(page, *files: Path):
+    """What a mouse brings that drags files from elsewhere."""
+    return page.evaluate_handle(
+        """(files) => {
             const brought = new DataTransfer();
-            brought.items.add(new File([content], name));
+            for (const [name, base64] of files) {
+                const content = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+                brought.items.add(new File([content], name));
+            }
             return brought;
         }""",
-        [file.name, base64.b64encode(file.read_bytes()).decode()],
+        [[f.name, base64.b64encode(f.read_bytes()).decode()] for f in files],
     )
+
+
+def drop(page, file: Path) -> None:
+    dragged = {"dataTransfer": brought(page, file)}
     place = page.locator("#drop")
-    place.dispatch_event("dragenter", {"dataTransfer": brought})
+    place.dispatch_event("dragenter", dragged)
     assert "over" in place.get_attribute("class")
-    place.dispatch_event("dragleave", {"dataTransfer": brought})
+    place.dispatch_event("dragleave", dragged)
     assert "over" not in place.get_attribute("class")
     # beside its place, where the browser would open it in place of the page
-    where = page.get_by_role("heading", level=1)
-    where.dispatch_event("drop", {"dataTransfer": brought})
+    page.get_by_role("heading", level=1).dispatch_event("drop", dragged)
 
 
 def show(page, file: Path, by: Callable = choose) -> np.ndarray:
@@ -194,9 +199,13 @@ def test_photos_that_wait_are_forgotten_with_those_that_are_shown(page, tmp_path
     files = [tmp_path / f"{n}.png" for n in range(3)]
     for file in files:
         sample.draw_wall(ages=(20, 60)).save(file)
-    page.get_by_label("Choose photos").set_input_files(files)
-    page.get_by_role("status").filter(has_text="Looking at 0.png").wait_for()
-    page.get_by_role("button", name="Forget all photos").click()
+    page.evaluate(
+        """(dataTransfer) => {
+            window.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+            document.querySelector("#forget").click();
+        }""",
+        brought(page, *files),
+    )
     assert len(show(page, files[2])) == 2
     # photos are shown one after another: nothing that waited came before this one
     assert page.locator("section h2").all_inner_texts() == ["2.png"]

@@ -63,6 +63,9 @@ async function show(file, asked) {
   const note = section.querySelector(".note");
   results.prepend(section);
   say(`Looking at ${file.name}`);
+  // the networks leave the browser no time to show this, or to hear a button
+  await new Promise((done) => setTimeout(done, 20));
+  if (asked !== forgotten) return;
   let told;
   try {
     told = await fill(section, file);
