@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -76,9 +77,21 @@ def keep_freed_memory() -> None:
     must clear them again for the next: on a two core Xeon EfficientNet-Lite0 trains 1.1
     times faster at 96 px and 1.35 times at 160 px without that.
     """
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    )
-    if mallopt is not None:
+    if mallopt := _of_c_library("mallopt"):
         mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own for large tensors
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and no shrinking of the heap
+
+
+def return_freed_memory() -> None:
+    """Gives Linux what `keep_freed_memory` has kept, once the work is done.
+
+    Predictions of ever other numbers of faces leave holes in the heap that fit no
+    other: after 36 of 70 to 128 faces it had 4.4 GB, with this 0.6 GB.
+    """
+    if trim := _of_c_library("malloc_trim"):
+        trim(0)
+
+
+def _of_c_library(name: str) -> Callable | None:
+    """A function of the C library, where that is glibc or has it as well."""
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -105,6 +105,7 @@ def distributions(
         batches = loading.loader(faces, 64, hardware.workers(device))
         bar = tqdm(batches, "predicting", delay=2, leave=False)
         total += infer(model, bar, device)
+    hardware.return_freed_memory()
     return total / len(several)
 
 
