@@ -211,7 +211,7 @@ def write(
             written, and an earlier file is still there.
         OSError: if the file can't be written, which is tried first.
     """
-    onnx, runtime = _packages()
+    onnx, runtime, onnxscript = _packages()
     several = [trained] if isinstance(trained, Trained) else list(trained)
     files.prepare(path)
     whole = Whole(several, crops.shape[1], views, level).eval()
@@ -230,12 +230,13 @@ def write(
             dynamic_shapes=({0: batch},),
             optimize=True,
         )
+    # where on this machine each part of the graph comes from
+    onnxscript.ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     found = program.model_proto
     told = {"recipe": json.dumps([asdict(recipe) for _, recipe in several])}
     told |= {"level of the intervals": f"{level:g}", **LICENCE}
     told["intervals"] = "calibrated" if whole.calibrated else "not calibrated"
     onnx.helper.set_model_props(found, told)
-    _forget_places(found)
     with files.replacing(path) as unfinished:
         onnx.save(found, unfinished)
         change = _change(runtime, unfinished, several, crops, views, level)
@@ -248,24 +249,19 @@ def write(
     return change
 
 
-def _forget_places(found) -> None:
-    """Removes where on this machine each part of the graph comes from."""
-    for graph in (found.graph, *found.functions):
-        for part in (graph, *graph.node, *graph.value_info):
-            del part.metadata_props[:]
-
-
 def _packages() -> tuple:
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter wants it
+
+        # torch's exporter wants it, too
+        import onnxscript
     except ImportError as error:
         raise ImportError(
             f"Writing ONNX takes packages that are not installed ({error}): "
             "pip install 'agelib[export]'."
         ) from error
-    return onnx, onnxruntime
+    return onnx, onnxruntime, onnxscript
 
 
 def _change(runtime, path, several, crops, views, level) -> float:
