@@ -101,9 +101,8 @@ class Whole(nn.Module):
         faces = crops.permute(0, 3, 1, 2).double()
         parts = zip(self.networks, self.blocks, self.looks, strict=True)
         shares = sum(
-            _probabilities(net, _seen(_reduced(faces, blocks), *look)) / len(looks)
+            _probabilities(net, _reduced(faces, blocks), looks)
             for net, blocks, looks in parts
-            for look in looks
         )
         shares = shares / shares.sum(1, keepdim=True)
         # as `ages.quantile` does, in double precision
@@ -118,11 +117,16 @@ class Whole(nn.Module):
         return tuple(told.float() for told in (median, *ends, shares))
 
 
-def _probabilities(net: model.AgeModel, images: Tensor) -> Tensor:
-    outputs = net(images)
-    if outputs.shape[1] == ages.N_AGES:
-        return outputs.softmax(1)
-    return ages.laplace(outputs, net.scale)
+def _probabilities(
+    net: model.AgeModel, faces: Tensor, looks: Sequence[tuple[_Look, _Look]]
+) -> Tensor:
+    """What a network says of the faces, the mean over its views."""
+    views = [net(_seen(faces, *look)) for look in looks]
+    if views[0].shape[1] == ages.N_AGES:
+        shares = [outputs.softmax(1) for outputs in views]
+    else:
+        shares = [ages.laplace(outputs, net.scale) for outputs in views]
+    return sum(shares) / len(shares)
 
 
 def _blocks(side: int, size: int) -> Tensor:

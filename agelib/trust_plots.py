@@ -128,6 +128,8 @@ def age_gate(
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3)}
         style = {"textcoords": "offset points", "size": "x-small", "ha": "right"}
         style["bbox"] = {"color": "white", "pad": 1}
+        # the curves lie on top of it
+        style["zorder"] = 1.9
         ax.annotate(name, (0.99, share), **place, **style)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))

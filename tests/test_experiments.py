@@ -203,6 +203,35 @@ def test_mixup_draws_a_share_and_leaves_the_steps_random_numbers(
     training.close()
 
 
+def test_sam_learns_from_the_gradients_of_the_worst_place_nearby(
+    tiny, tables, tmp_path
+):
+    training = ABLATION.SharpnessAware(tiny, *tables, tmp_path / "run")
+    net = training.net.eval()
+    images, age, rows = next(iter(training.batches))
+    weights = list(net.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    loss = training.add_gradients(images, age, rows)
+    found = [weight.grad for weight in weights]
+    assert all(map(torch.equal, weights, before))
+
+    def slope() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        here = ages.age_loss(net(images), age, tiny)
+        return here, torch.autograd.grad(here, weights)
+
+    here, uphill = slope()
+    assert loss.item() == pytest.approx(here.item(), rel=1e-5)
+    length = sum(part.square().sum() for part in uphill).sqrt()
+    with torch.no_grad():
+        for weight, part in zip(weights, uphill, strict=True):
+            weight += 0.05 * part / length
+    worse, expected = slope()
+    assert worse > here
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    training.close()
+
+
 def test_layer_decay_slows_the_early_layers(tiny, tables, tmp_path):
     training = ABLATION.LayerDecay(tiny, *tables, tmp_path / "run")
     scales = [group["lr_scale"] for group in training.optimizer.param_groups]

@@ -28,7 +28,7 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from agelib import data, images, loading, metrics, model, recipe, train
-from agelib.ages import N_AGES, age_loss
+from agelib.ages import N_AGES, age_loss, soft_labels
 from agelib.loop import Loop
 from agelib.recipe import Recipe
 
@@ -76,6 +76,15 @@ def ordinal(outputs: torch.Tensor, age: torch.Tensor, recipe: Recipe) -> torch.T
     older = (1 - outputs.softmax(1).cumsum(1)[:, :-1]).clamp(1e-6, 1 - 1e-6)
     target = (age[:, None] > all_ages(age)[:-1] + 0.5).float()
     return binary_cross_entropy(older, target, reduction="none").sum(1).mean()
+
+
+def generalised(
+    outputs: torch.Tensor, age: torch.Tensor, recipe: Recipe
+) -> torch.Tensor:
+    """Zhang and Sabuncu (2018), q = 0.7: labels that seem wrong teach less."""
+    shares = outputs.softmax(1).clamp(min=1e-8)
+    target = soft_labels(age, recipe.label_std)
+    return (target * (1 - shares**0.7) / 0.7).sum(1).mean()
 
 
 def wide_where_heaped(
@@ -129,6 +138,29 @@ class LayerDecay(Loop):
             weight_decay=self.recipe.weight_decay,
             layer_decay=self.rate,
         )
+
+
+class SharpnessAware(Loop):
+    """Downhill from the worst place nearby (SAM, Foret et al. 2021): twice the time."""
+
+    distance = 0.05
+
+    def add_gradients(
+        self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        total = super().add_gradients(images, age, rows)
+        learned = [w for w in self.net.parameters() if w.grad is not None]
+        here = [w.detach().clone() for w in learned]
+        steepness = torch.stack([w.grad.norm() for w in learned]).norm()
+        with torch.no_grad():
+            for weight in learned:
+                weight += weight.grad * self.distance / steepness
+        self.optimizer.zero_grad()
+        super().add_gradients(images, age, rows)
+        with torch.no_grad():
+            for weight, before in zip(learned, here, strict=True):
+                weight.copy_(before)
+        return total
 
 
 class Mixup(Loop):
@@ -235,6 +267,7 @@ VARIANTS = {
     "two-hot labels": Variant(loss=two_hot),
     "mean-variance loss": Variant(loss=mean_variance),
     "ordinal loss": Variant(loss=ordinal),
+    "generalised loss": Variant(loss=generalised),
     "l1_weight 0": changed(l1_weight=0.0),
     # how it is learned
     "adam": changed(optimizer="adam", weight_decay=0.0),
@@ -243,6 +276,7 @@ VARIANTS = {
     "learning rate 1e-3": changed(learning_rate=1e-3),
     "weight decay 0.1": changed(weight_decay=0.1),
     "layer decay 0.85": Variant(loop=LayerDecay),
+    "SAM": Variant(loop=SharpnessAware),
     "no EMA": changed(ema_decay=0.0),
     "all stages learn": changed(frozen_stages=0),
     # the images
@@ -328,6 +362,19 @@ def mean_interval(columns: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {"": columns.mean().to_numpy(), "_low": found.low, "_high": found.high}
     )
+
+
+def against_first(error: pd.DataFrame) -> pd.DataFrame:
+    """One row a column of errors: its mean, and how much more that is than the first's.
+
+    Each with its interval; of the difference, over the same faces.
+    """
+    further = error.sub(error.iloc[:, 0], axis=0)
+    parts = (
+        mean_interval(error).add_prefix("mae"),
+        mean_interval(further).add_prefix("against_first"),
+    )
+    return pd.concat(parts, axis=1)
 
 
 def _read(path: Path, otherwise: pd.DataFrame) -> pd.DataFrame:

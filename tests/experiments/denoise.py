@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablation import mean_interval
+from ablation import against_first
 from distil import student_loop
 
 from agelib import data, files, outcome, recipe, train
@@ -71,8 +71,8 @@ def main() -> None:
     asked = parser.parse_args()
     sides = data.hold_out(data.read_train(asked.dataset), STUDENT.folds)
     taught = teach(sides[0], asked.out / "teachers")
-    judged = outcome.validation(asked.out / "teachers", sides[0])
-    distance = [to_copies(judged, share) for share in asked.shares]
+    of_teachers = outcome.validation(asked.out / "teachers", sides[0])
+    distance = [to_copies(of_teachers, share) for share in asked.shares]
     errors = {}
     for share in asked.shares:
         run = asked.out / f"share-{share:g}"
@@ -80,14 +80,9 @@ def main() -> None:
         train.fit(STUDENT, *sides, run, start=asked.model, loop=loop)
         table = outcome.validation(run, sides[1])
         errors[share] = (table["pred_age"] - table["age"]).abs()
-    error = pd.DataFrame(errors)
-    further = error.sub(error[asked.shares[0]], axis=0)
-    parts = (
-        pd.DataFrame({"share": asked.shares, "to_copies": distance}),
-        mean_interval(error).add_prefix("mae"),
-        mean_interval(further).add_prefix("against_first"),
-    )
-    found = pd.concat(parts, axis=1).round(3)
+    shares = pd.DataFrame({"share": asked.shares, "to_copies": distance})
+    judged = against_first(pd.DataFrame(errors))
+    found = pd.concat([shares, judged], axis=1).round(3)
     files.write_csv(found, asked.out / "denoise.csv")
     print(found.to_string(index=False))
 

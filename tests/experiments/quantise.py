@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
-from ablation import mean_interval
+from ablation import against_first
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantType,
@@ -102,13 +102,7 @@ def main() -> None:
             "largest_change": [np.abs(said - first).max() for said, _ in told.values()],
         }
     )
-    further = error.sub(error["float32"], axis=0)
-    parts = (
-        table,
-        mean_interval(error).add_prefix("mae"),
-        mean_interval(further).add_prefix("against_first"),
-    )
-    judged = pd.concat(parts, axis=1).round(3)
+    judged = pd.concat([table, against_first(error)], axis=1).round(3)
     files.write_csv(judged, asked.out / "export.csv")
     print(judged.to_string(index=False))
 
