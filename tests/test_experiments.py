@@ -417,23 +417,32 @@ def test_quantised_files_are_judged_beside_the_exported_one(
 
 
 def test_the_ensemble_says_the_median_of_the_mean_distribution(
-    call, dataset, models, held_out, tmp_path, capsys
+    call, dataset, models, held_out, tmp_path, capsys, monkeypatch
 ):
-    call(load("ensemble"), dataset, tmp_path / "out", *models, "--views", 2)
-    both = [distributions(seed, held_out, views=2) for seed in (0, 1)]
-    expected = ages.quantile(np.mean(both, axis=0), 0.5)
-    together = pd.read_csv(tmp_path / "out" / "validation.csv")
-    assert together["path"].tolist() == ("train/" + held_out["file_id"]).tolist()
-    np.testing.assert_allclose(together["pred_age"], expected, atol=2e-3)
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"])
+    out = tmp_path / "out"
+    call(load("ensemble"), dataset, out, *models, "--views", 2)
+    together = pd.read_csv(out / "oof.csv")
+    assert together["file_id"].tolist() == held_out["file_id"].tolist()
+    test_faces = pd.read_csv(out / "test.csv")
+    for table, faces in (
+        (together, held_out),
+        (test_faces, data.read_test(dataset)),
+    ):
+        both = [distributions(seed, faces, views=2) for seed in (0, 1)]
+        expected = ages.quantile(np.mean(both, axis=0), 0.5)
+        np.testing.assert_allclose(table["pred_age"], expected, atol=2e-3)
+        assert (table["low"] < table["high"]).all()
     told = capsys.readouterr().out.splitlines()
     assert told[0].split()[:2] == ["faces", "mae"]
     *alone, last = (line.split() for line in told[1:])
     assert [row[0] for row in alone] == list(map(str, models))
     assert last[0] == "together"
     assert float(last[2]) == pytest.approx(metrics.mae(together), abs=2e-3)
-    submission = pd.read_csv(tmp_path / "out" / "submission.csv")
+    submission = pd.read_csv(out / "submission.csv")
     template = pd.read_csv(dataset / "submission.csv")
     assert submission["file_id"].equals(template["file_id"])
+    assert submission["age"].tolist() == test_faces["pred_age"].tolist()
 
 
 def test_robustness_tells_what_each_spoiled_photo_costs(

@@ -1,17 +1,19 @@
 """What several models say together: ensemble.py DATASET OUT MODEL [MODEL ...].
 
-Averages the models' distributions over ages, as notebook 4 does with `MODELS`, and
-writes `validation.csv` and `submission.csv` into OUT. All models must have held out the
-same faces. Prints each model's validation error, and theirs together.
+Averages the models' distributions over ages, as notebook 4 does with `MODELS`. Writes
+three tables into OUT: `oof.csv`, each face predicted by those of the models that held
+it out; `test.csv` and `submission.csv`, the test faces predicted by all. Prints each
+model's error on the faces that it held out, and theirs together. One model will do.
 """
 
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from agelib import ages, data, files, metrics, model, predict
+from agelib import data, files, metrics, model, outcome, predict
+
+TOLD = ["file_id", "pred_age", "low", "high"]
 
 
 def main() -> None:
@@ -21,29 +23,24 @@ def main() -> None:
     parser.add_argument(
         "dataset", type=Path, help="folder of faces in the competition's layout"
     )
-    parser.add_argument("out", type=Path, help="folder of the two tables")
+    parser.add_argument("out", type=Path, help="folder of the three tables")
     parser.add_argument("models", type=Path, nargs="+", help="files of trained models")
     parser.add_argument("--views", type=int, help="of each face, else the recipes'")
     asked = parser.parse_args()
-    _, held_out = data.hold_out(data.read_train(asked.dataset))
-    several = {str(path): model.load(path) for path in asked.models}
-    apart = {
-        name: predict.distributions(trained, held_out, asked.views)
-        for name, trained in several.items()
-    }
-    predicted = {
-        name: held_out.assign(**ages.read_off(p))
-        for name, p in (apart | {"together": np.mean([*apart.values()], 0)}).items()
-    }
-    told = {name: metrics.summary(table) for name, table in predicted.items()}
-    print(pd.DataFrame(told).T.round(3).to_string())
     asked.out.mkdir(parents=True, exist_ok=True)
-    together = predicted["together"].round(3)
-    together["path"] = "train/" + together["file_id"]
-    files.write_csv(together, asked.out / "validation.csv")
-    tested = predict.predict(
-        [*several.values()], data.read_test(asked.dataset), asked.views
-    )
+    faces = data.read_train(asked.dataset)
+    paths = {str(path): [path] for path in asked.models} | {"together": asked.models}
+    judged = {
+        name: outcome.unseen(several, faces, asked.views)
+        for name, several in paths.items()
+    }
+    told = {name: metrics.summary(table) for name, table in judged.items()}
+    print(pd.DataFrame(told).T.round(3).to_string())
+    out_of_fold = judged["together"][["digest", "age", *TOLD]].round(3)
+    files.write_csv(out_of_fold, asked.out / "oof.csv")
+    trained = [model.load(path) for path in asked.models]
+    tested = predict.predict(trained, data.read_test(asked.dataset), asked.views)
+    files.write_csv(tested[TOLD].round(3), asked.out / "test.csv")
     template = asked.dataset / "submission.csv"
     predict.write_submission(tested, template, asked.out / "submission.csv")
 
