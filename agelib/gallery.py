@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
-from agelib import metrics
+from agelib import degrade, metrics
 from agelib.images import read_image
 from agelib.plots import BLUE, ORANGE, PALETTE, RED, SKY, dress, grid
 from agelib.tables import finite, require
@@ -45,6 +45,15 @@ def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
     axes = face_grid(table, captions, columns)
     axes[0, 0].figure.suptitle("true → predicted age, years", fontsize="medium")
     return axes
+
+
+def spoiled(path: str, columns: int = 8) -> np.ndarray:
+    """A photo in each of the ways of `degrade.PHOTOS`, under its name."""
+    photo = read_image(path)
+    photos = [
+        change(photo, np.random.default_rng(0)) for change in degrade.PHOTOS.values()
+    ]
+    return _tiles(photos, list(degrade.PHOTOS), columns, size=1.25)
 
 
 def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:

@@ -291,10 +291,10 @@ def history_curves(history: DataFrame) -> np.ndarray:
 def prediction_histogram(
     table: DataFrame, train_table: DataFrame, ax: Axes | None = None
 ) -> Axes:
-    """Predicted ages beside the ages of the training faces, as shares of each."""
+    """Predicted ages beside those of labelled faces, as shares of each."""
     true, pred = finite(train_table, "age"), finite(table, "pred_age")
-    ages = {f"training ({len(true):,})": true, f"predicted ({len(pred):,})": pred}
-    ax = dress(ax, "Predicted beside training ages", "", "", (7, 3.5))
+    ages = {f"labelled ({len(true):,})": true, f"predicted ({len(pred):,})": pred}
+    ax = dress(ax, "Predicted beside labelled ages", "", "", (7, 3.5))
     style = {"multiple": "dodge", "palette": [ORANGE, BLUE], "edgecolor": "white"}
     bins = {
         "binrange": (0, 120),

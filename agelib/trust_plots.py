@@ -82,8 +82,9 @@ def abstention(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Ax
         ax.plot(answered, table["youngest"], "--", lw=1, color=colour, label=label)
         label = f"{name}, chosen by their errors"
         ax.plot(answered, table["ideal"], ":", color=colour, label=label)
-    ax.set(xlim=(0, 102), ylim=(0, None))
-    ax.legend(fontsize="small")
+    # with room for the legend above the curves
+    ax.set(xlim=(0, 102), ylim=(0, 1.4 * ax.get_ylim()[1]))
+    ax.legend(fontsize="small", loc="upper left")
     return ax
 
 

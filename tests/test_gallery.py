@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agelib import gallery
+from agelib import degrade, gallery
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,16 @@ def test_mean_faces_average_each_band(faces):
     assert (young == 127).all()
     assert (grown == 100).all()
     assert len(gallery.mean_faces(faces, width=5).flat) == 3
+
+
+def test_a_photo_is_shown_in_each_way_that_networks_are_measured_on(faces):
+    axes = gallery.spoiled(faces["path"].iloc[2], columns=6)
+    named = {ax.get_title(): ax.images[0].get_array() for ax in axes.flat if ax.images}
+    assert list(named) == list(degrade.PHOTOS)
+    assert (named["as it is"] == 100).all()
+    assert (named["0.4 times the light"] == 40).all()
+    assert 18 < named["noise of 20 grey levels"].std() < 22
+    assert axes.shape == (3, 6)
 
 
 def test_age_distributions_mark_truth_prediction_and_interval(faces):

@@ -302,7 +302,7 @@ def test_prediction_histogram_compares_shares_of_each(ax):
     assert plots.prediction_histogram(test, ages([1, 22]), ax) is ax
     assert sorted(bars(ax, plots.ORANGE).values()) == [50, 50]
     assert sorted(bars(ax, plots.BLUE).values()) == [25, 25, 50]
-    assert legend(ax) == ["training (2)", "predicted (4)"]
+    assert legend(ax) == ["labelled (2)", "predicted (4)"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("age, years", "faces, %")
 
 

@@ -31,9 +31,11 @@ LEAST = 40
 def by_age(faces: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     predicted = faces.assign(age=faces["pred_age"])
     kinds = {
-        "by true age": trust.coverage(faces, metrics.age_bands(faces)),
-        "by true age, uncalibrated": trust.coverage(own, metrics.age_bands(faces)),
-        "by predicted age": trust.coverage(faces, metrics.age_bands(predicted)),
+        "calibrated, by true age": trust.coverage(faces, metrics.age_bands(faces)),
+        "uncalibrated, by true age": trust.coverage(own, metrics.age_bands(faces)),
+        "calibrated, by predicted age": trust.coverage(
+            faces, metrics.age_bands(predicted)
+        ),
     }
     return pd.concat(kinds, names=["kind", "ages"])
 
