@@ -36,7 +36,9 @@ def _gpu() -> tuple[int, int] | None:
     )
     tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if tried.returncode:
-        reason = tried.stderr.strip().splitlines()[-1]
+        # a signal leaves no words
+        said = tried.stderr.strip().splitlines()
+        reason = said[-1] if said else f"it ended with {tried.returncode}"
         warnings.warn(
             f"The GPU is not used, torch can't compute on it ({reason}). On Kaggle, "
             "choose the accelerator T4 x2.",

@@ -198,14 +198,22 @@ def _shared_memory() -> int:
     return shutil.disk_usage(SHARED_MEMORY).free if writable else 0
 
 
-def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:
+def loader(
+    faces: Faces, batch_size: int, workers: int = 0, processes: int = 1
+) -> DataLoader:
     """Batches of faces: in order; augmented ones shuffled anew, whole batches only.
 
     Workers hand batches over in shared memory, of which a container may have little:
     there are no more of them than it has room for their batches.
 
     The order of an epoch follows the recipe's seed and the loader's `set_epoch` alone.
+
+    Args:
+        batch_size: at most, for there may be fewer faces, and the processes share each
+            batch equally.
     """
+    batch_size = min(batch_size, max(len(faces), processes))
+    batch_size -= batch_size % processes
     shuffled = faces.recipe is not None
     # starting a worker takes a second or two, longer than a few faces take
     workers = workers if len(faces) >= 1000 else 0
@@ -216,7 +224,7 @@ def loader(faces: Faces, batch_size: int, workers: int = 0) -> DataLoader:
         faces.share()
     return DataLoader(
         faces,
-        min(batch_size, len(faces)),
+        batch_size,
         sampler=_Shuffled(faces) if shuffled else None,
         num_workers=workers,
         drop_last=shuffled,

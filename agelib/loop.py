@@ -105,15 +105,15 @@ class Loop:
 
     def create_loaders(self) -> None:
         """The batches to learn from, and those to judge by."""
-        recipe = self.recipe
-        workers = hardware.workers(hardware.device(), self.accelerator.num_processes)
+        recipe, processes = self.recipe, self.accelerator.num_processes
+        workers = hardware.workers(hardware.device(), processes)
         faces = self.augmented_faces()
         self.validation_faces = loading.Faces(
             self.validation, recipe.image_size, views=recipe.views_at_test
         )
         self.batches, self.validation_batches = self.accelerator.prepare(
-            loading.loader(faces, recipe.batch_size, workers),
-            loading.loader(self.validation_faces, 64, workers),
+            loading.loader(faces, recipe.batch_size, workers, processes),
+            loading.loader(self.validation_faces, 64, workers, processes),
         )
 
     def augmented_faces(self) -> loading.Faces:
@@ -268,10 +268,10 @@ class Loop:
         total = self.add_gradients(images, age, rows)
         value = self.accelerator.reduce(total, "mean").item()
         if not math.isfinite(value):
-            files = self.batches.dataset.paths[rows.cpu()][:4]
+            paths = self.batches.dataset.paths[rows.cpu()][:4]
             raise FloatingPointError(
                 f"The loss became {value} at step {self.updates + 1}, in the batch of "
-                f"{', '.join(map(os.fsdecode, files))}, ...: lower the recipe's "
+                f"{', '.join(map(os.fsdecode, paths))}, ...: lower the recipe's "
                 f"learning_rate. The best epoch so far is in {self.folder}."
             )
         self.lr = self.optimizer.param_groups[0]["lr"]
@@ -317,8 +317,12 @@ class Loop:
         off on them. The model that is kept predicts at that size.
         """
         self.validation_faces.set_size(self.recipe.size_in(epoch))
-        predicted = self.predict_validation()
-        val_mae = metrics.mae(self.validation.assign(**read_off(predicted)))
+        ema = self.ema.module
+        predicted, val_mae = self.judge()
+        if self.recipe.head == "regression":
+            # the median over several views depends on how far answers are off
+            ema.scale.fill_(val_mae)
+            predicted, val_mae = self.judge()
         best = val_mae < min(self.errors(), default=math.inf)
         row = {
             "epoch": epoch + 1,
@@ -330,11 +334,6 @@ class Loop:
         self.history.append(row)
         self.loss_sum = self.seconds_so_far = 0.0
         if best:
-            ema = self.ema.module
-            ema.scale.fill_(val_mae)
-            if self.recipe.head == "regression":
-                # its intervals follow the error that is only now known
-                predicted = self.predict_validation()
             self.best = {n: t.cpu().clone() for n, t in ema.state_dict().items()}
         # first the state, from which the other files can be made again
         self.save_state()
@@ -366,6 +365,11 @@ class Loop:
         """The recipe, with the size of faces that the best epoch learned."""
         best = min(self.history, key=lambda row: row["val_mae"])
         return replace(self.recipe, image_size=self.recipe.size_in(best["epoch"] - 1))
+
+    def judge(self) -> tuple[np.ndarray, float]:
+        """What the average says of the validation faces, and its error in years."""
+        predicted = self.predict_validation()
+        return predicted, metrics.mae(self.validation.assign(**read_off(predicted)))
 
     def predict_validation(self) -> np.ndarray:
         """Probabilities (faces, 101) of the validation faces, in every process."""
@@ -420,7 +424,7 @@ class Loop:
     def check_state(self, parts: states.Parts, position: dict) -> None:
         """Raises a ValueError if a saved state is not of this training."""
         # the random numbers that follow are those of a run that found no state
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             net = model.create(self.recipe, pretrained=False)
         net.to(self.accelerator.device)
         optimizer = self.create_optimizer(net)
@@ -485,9 +489,9 @@ class Loop:
             history = files.read_text(self.folder / runs.HISTORY)
         except (OSError, ValueError):
             return False
-        weights = kept.state_dict()
+        weights, table = kept.state_dict(), pd.DataFrame(self.history)
         return (
             learned == self.learned()
-            and history == pd.DataFrame(self.history).to_csv(index=False)
+            and history == table.to_csv(index=False, lineterminator="\n")
             and all(torch.equal(weights[name], t) for name, t in self.best.items())
         )

@@ -155,10 +155,10 @@ def save(model: AgeModel, recipe: Recipe, path: Path, half: bool = False) -> Non
     tensors = model.state_dict()
     if model.calibration is not None:
         tensors[_CALIBRATION] = torch.from_numpy(model.calibration)
-    tensors = {
-        name: (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
-        for name, tensor in tensors.items()
-    }
+    if half:
+        for name, weight in model.named_parameters():
+            tensors[name] = weight.half() if weight.ndim > 1 else weight
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 

@@ -123,11 +123,16 @@ def infer(
     """
     rows = []
     model = folded(model)
-    precision = torch.float16 if device.type == "cuda" else None
+    half = hardware.precision(device) != "no"
     for images, _, _ in batches:
         images = images.to(device, non_blocking=True)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            probabilities = model.probabilities(images.flatten(0, 1))
+        views = images.flatten(0, 1)
+        try:
+            with torch.autocast(device.type, torch.float16, enabled=half):
+                probabilities = model.probabilities(views)
+        except ValueError:
+            # float16 ends at 65,504, which what was learned in bfloat16 may exceed
+            probabilities = model.probabilities(views)
         # the mean over each face's views
         probabilities = probabilities.unflatten(0, images.shape[:2]).mean(1)
         rows.append(gather(probabilities).cpu())

@@ -45,9 +45,15 @@ _RANGES = {
 }
 _WORDS = {
     "head": ("distribution", "regression"),
-    "optimizer": tuple(list_optimizers()),
+    # without those that other packages bring, that want second derivatives, or whose
+    # state JSON can't hold
+    "optimizer": tuple(
+        name
+        for name in list_optimizers()
+        if not name.startswith(("bnb", "fused", "adahessian", "kron"))
+    ),
     # of timm's those that go by steps, with no further choices
-    "schedule": ("cosine", "tanh", "step", "poly"),
+    "schedule": ("cosine", "tanh", "step"),
 }
 
 
@@ -172,7 +178,7 @@ def _wanted(choice: str, kind: type) -> str:
         return "{} from {} to {}".format(number, *_RANGES[choice])
     if words := _WORDS.get(choice):
         few = len(words) < 10
-        return f"one of {', '.join(words)}" if few else f"an {choice} that timm has"
+        return f"one of {', '.join(words)}" if few else f"an {choice} that timm brings"
     return "a name that a file can have, of at most 100 letters"
 
 

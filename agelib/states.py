@@ -192,19 +192,26 @@ def _history(position: dict, steps: int, epochs: int) -> list[dict]:
         and all(isinstance(row, dict) and row.keys() == _HISTORY for row in history)
         and [row["epoch"] for row in history] == [*range(1, len(history) + 1)]
         and all(isinstance(named, dict) for named in numbers)
+        and _finite(position.get("loss"), position.get("seconds"))
+        and all(_finite(*row.values()) for row in history)
+        # Muon keeps a bool for each weight
         and all(
-            type(value) in (int, float) and abs(value) <= sys.float_info.max
-            for values in (
-                [position.get("loss"), position.get("seconds")],
-                *(row.values() for row in history),
-                *(named.values() for named in numbers),
-            )
-            for value in values
+            isinstance(value, bool) or _finite(value)
+            for named in numbers
+            for value in named.values()
         )
     )
     if not ok:
         raise ValueError(f"{_POSITION} tells of no position in this training")
     return history
+
+
+def _finite(*values: object) -> bool:
+    """Whether all are numbers, as JSON has them, that a float can hold."""
+    return all(
+        type(value) in (int, float) and abs(value) <= sys.float_info.max
+        for value in values
+    )
 
 
 def of_optimizer(optimizer: Optimizer, net: nn.Module) -> tuple[dict, dict, dict]:

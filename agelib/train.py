@@ -10,6 +10,7 @@ import argparse
 import atexit
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -55,7 +56,7 @@ def fit(
     validation table with predictions) into the folder.
 
     Args:
-        train, validation: tables with `path`, `digest` and `age` in years.
+        train, validation: tables with `file_id`, `path`, `digest` and `age` in years.
         folder: the run's folder, as `runs.folder` makes it.
         fresh: set an earlier run's files aside as `<folder>.old-N` and start over.
         processes: how many to start, each with a GPU of its own; they share every batch
@@ -73,8 +74,8 @@ def fit(
         `lr`, `seconds`.
     Raises:
         ValueError: if the folder holds a run of another recipe or of other faces, or
-            `start` another network, or if there are fewer than two faces to learn from
-            or none to judge by.
+            `start` another network, if there are fewer than two faces to learn from or
+            none to judge by, or if the processes can't share a batch equally.
         BlockingIOError: if another training works in the folder.
         FloatingPointError: if the loss is not finite.
         OSError: if the folder can't be written, or its disk is full.
@@ -86,10 +87,16 @@ def fit(
             f"A training needs two faces to learn from, and one to judge by: there are "
             f"{len(train)} and {len(validation)}. Bring more faces."
         )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.batch_size % (processes * launched):
+        raise ValueError(
+            f"{processes * launched} processes can't share batches of "
+            f"{recipe.batch_size} faces equally: choose another number of processes, "
+            "or a batch_size that it divides."
+        )
     limit = 3600 * time_limit
     deadline = time.perf_counter() + limit - min(limit / 20, 600)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    share = recipe.batch_size // (processes * launched)
+    share = min(recipe.batch_size, len(train)) // (processes * launched)
     # progress bars are widgets of the notebook's own process
     bar = processes == 1
     micro_batches = 1
@@ -168,17 +175,16 @@ def cross_validate(
             f"network, as {options['start']}, may know the faces that a fold holds "
             "out. Leave `start` out."
         )
-    # of several processes the first keeps the folder
-    alone = os.environ.get("RANK", "0") == "0"
-    with runs.locked(folder) if alone else nullcontext():
-        if alone and fresh:
+    first = _is_first()
+    with runs.locked(folder) if first else nullcontext():
+        if first and fresh:
             runs.set_aside(folder)
-        if alone:
+        if first:
             loss = options.get("loss", age_loss)
             with files.writing(folder):
                 runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
         history = _fit_folds(recipe, faces, folder, time_limit, **options)
-        if alone:
+        if first:
             outcome.write_out_of_fold(folder, faces)
     return history
 
@@ -191,12 +197,11 @@ def _fit_folds(
     **options: object,
 ) -> pd.DataFrame:
     began = time.perf_counter()
-    alone = os.environ.get("RANK", "0") == "0"
     histories = []
     # as many as there are different photos, if these are fewer
     folds = data.split(faces, recipe.folds)["fold"].nunique()
     for fold in range(folds):
-        if alone:
+        if _is_first():
             print(f"Fold {fold}, number {fold + 1} of {folds}")
         left = time_limit - (time.perf_counter() - began) / 3600
         sides = data.hold_out(faces, recipe.folds, fold)
@@ -207,7 +212,7 @@ def _fit_folds(
         except (TimeoutError, KeyboardInterrupt) as stop:
             if fold == 0:
                 raise
-            if alone:
+            if _is_first():
                 reason = str(stop) or "Interrupted before this fold's first epoch ended"
                 print(f"{reason}. Run again to go on.")
             break
@@ -228,13 +233,25 @@ def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
     # not above: on Windows and macOS it prints a note
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    complete = folder / runs.HISTORY
     try:
         notebook_launcher(_run, run, num_processes=processes)
+    except SignalException as stop:
+        # the launcher makes one of an interrupt
+        if stop.sigval != signal.SIGINT:
+            raise
+        if not complete.is_file():
+            raise KeyboardInterrupt from stop
+        print(f"Interrupted. {folder} holds the best epoch so far; run again to go on.")
     except ChildFailedError as error:
         # what a process of several raised is known by its text alone
-        if time.perf_counter() < deadline or (folder / runs.MODEL).exists():
+        told = RuntimeError(str(error))
+        if should_reduce_batch_size(told):
+            raise told from error
+        if time.perf_counter() < deadline or complete.is_file():
             raise
         raise TimeoutError(
             "Stopped by the time limit before one epoch was complete"
@@ -242,11 +259,10 @@ def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
 
 
 def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFrame:
-    # of several processes the first keeps other trainings out
-    alone = os.environ.get("RANK", "0") == "0"
     with (
-        runs.locked(folder) if alone else nullcontext(),
-        torch.random.fork_rng(),
+        runs.locked(folder) if _is_first() else nullcontext(),
+        # by default it would wake every GPU
+        torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(recipe.seed)
         loop = create()
@@ -258,6 +274,11 @@ def _run(create: Callable[[], Loop], recipe: Recipe, folder: Path) -> pd.DataFra
     # would wait for the others
     atexit.register(_leave_group)
     return history
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, which keeps the folder."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _leave_group() -> None:

@@ -2,6 +2,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -191,7 +192,10 @@ def test_the_shipped_model_lies_in_the_clone_or_beside_the_wheel(tmp_path, monke
 
 
 def test_the_time_limit_is_kaggles_or_the_one_chosen(kaggle, monkeypatch):
-    assert env.time_limit_hours() == 12
+    monkeypatch.setattr(env, "_IMPORTED", time.monotonic() - 3600)
+    assert env.time_limit_hours() == pytest.approx(11, abs=0.01)
+    monkeypatch.setattr(env, "_IMPORTED", time.monotonic() - 13 * 3600)
+    assert env.time_limit_hours() == 0
     monkeypatch.setenv("AGELIB_TIME_LIMIT_HOURS", "0.5")
     assert env.time_limit_hours() == 0.5
     for wrong in ("soon", "0", "nan"):

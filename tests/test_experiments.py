@@ -296,8 +296,18 @@ def test_the_ablation_trains_what_is_not_in_its_tables_and_judges_all(
     assert judged["mae"][0] == pytest.approx(error, abs=1e-3)
     kept = pd.read_csv(out / "runs" / "base-0" / "history.csv")
     assert judged["mae"][0] == pytest.approx(kept["val_mae"].min(), abs=0.01)
-    with pytest.raises(SystemExit):
-        call(ABLATION, dataset, out, "faster/0")
+    for wrong in ("faster/0", "l1_weight 0/7"):
+        with pytest.raises(SystemExit):
+            call(ABLATION, dataset, out, wrong)
+    assert len(started) == 2
+
+
+def test_an_interrupted_training_is_not_judged(tiny):
+    history = pd.DataFrame({"val_mae": [3.0, 2.0, 2.5]})
+    ABLATION.complete(history, replace(tiny, epochs=3))
+    ABLATION.complete(history, replace(tiny, epochs=9, patience=1))
+    with pytest.raises(SystemExit, match="run the same command again"):
+        ABLATION.complete(history, replace(tiny, epochs=4))
 
 
 # -- others that train or predict ------------------------------------------------------

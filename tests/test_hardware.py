@@ -48,6 +48,12 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_left_with_advice(monkeypatch):
     assert hardware.precision(hardware.device()) == "no"
 
 
+def test_a_gpu_whose_trial_is_killed_is_left_too(monkeypatch):
+    pretend_gpu(monkeypatch, "", returncode=-11)
+    with pytest.warns(UserWarning, match=r"\(it ended with -11\)"):
+        assert hardware.device().type == "cpu"
+
+
 def test_freed_memory_is_kept_and_used_again():
     """In a process of its own, for it cannot be undone: no page is asked for twice."""
     code = """

@@ -186,6 +186,16 @@ def test_workers_load_large_tables_only(dataset):
     assert loading.loader(loading.Faces(large, 16), 8, workers=2).num_workers == 2
 
 
+def test_several_processes_share_each_batch_equally(tables):
+    """The 30 faces of one table, and the most that a batch may hold."""
+    faces = loading.Faces(tables[0], 16)
+    sizes = [
+        loading.loader(faces, most, processes=processes).batch_size
+        for most, processes in ((64, 1), (64, 4), (10, 3), (64, 40))
+    ]
+    assert sizes == [30, 28, 9, 40]
+
+
 def test_the_last_batch_waits_for_the_next_epoch_only_if_it_is_not_whole(tables):
     faces = loading.Faces(tables[0], 16, RECIPES["quick"])
     assert sorted(rows(loading.loader(faces, 10))) == list(range(30))

@@ -70,6 +70,24 @@ def test_the_recipe_decides_on_the_views_unless_told(trained, dataset):
     )
 
 
+def test_answers_too_large_for_half_precision_are_worked_out_in_single(
+    trained, dataset, monkeypatch
+):
+    table = data.read_test(dataset)
+    expected = predict.distributions(trained, table)
+    monkeypatch.setattr(predict.hardware, "precision", lambda device: "bf16")
+    asked, plain = [], model.AgeModel.forward
+
+    def overflows(network, images):
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return plain(network, images) * (math.inf if asked[-1] else 1)
+
+    monkeypatch.setattr(model.AgeModel, "forward", overflows)
+    found = predict.distributions(trained, table)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert asked == [True, False]
+
+
 def test_an_ensemble_averages_the_distributions(trained, dataset):
     other = Trained(untrained(seed=1), TINY)
     table = data.read_test(dataset)

@@ -70,7 +70,7 @@ def test_live_batch_norm_is_judged_and_saved_as_the_main_process_has_it(
     first, second = reports(tmp_path / "run")
     assert first["history"]["val_mae"] == second["history"]["val_mae"]
     validation = pd.read_csv(tmp_path / "run" / "validation.csv")
-    # 10 faces, in batches of 64 that two processes pad to 64: no padding is left
+    # 10 faces, in one batch that two processes share
     assert validation["file_id"].tolist() == tables[1]["file_id"].tolist()
     again = predict.predict(
         model.load(tmp_path / "run" / "model.safetensors"), tables[1]

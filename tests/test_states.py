@@ -442,7 +442,16 @@ def test_an_interrupt_before_the_first_model_is_kept_tells_of_none(
 # -- all of it ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lamb", "adafactor"])
+def test_files_with_the_line_ends_of_windows_are_whole(go_on, monkeypatch, capsys):
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    go_on()
+    go_on()
+    told = capsys.readouterr().out
+    assert "Already trained" in told
+    assert "made again" not in told
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lamb", "adafactor", "muon"])
 def test_any_optimizer_goes_on_to_the_same_weights(
     stopped, go_on, tiny, tables, tmp_path, optimizer
 ):

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+)
 
 from agelib import data, loading, loop, metrics, model, predict, recipe, train
 from agelib.ages import age_loss
@@ -95,7 +101,10 @@ def test_the_intervals_written_are_those_the_saved_model_gives(run, tables, tmp_
     history = run(head="regression")
     written = pd.read_csv(tmp_path / "run" / "validation.csv")
     trained = model.load(tmp_path / "run" / "model.safetensors")
-    assert trained.model.scale == pytest.approx(history["val_mae"].min())
+    # of which the median of several views depends on the scale a little
+    best = history["val_mae"].min()
+    assert metrics.mae(written) == pytest.approx(best, abs=1e-9)
+    assert trained.model.scale == pytest.approx(best, abs=0.1)
     again = predict.predict(trained, tables[1])
     np.testing.assert_allclose(written["high"], again["high"], atol=1e-3)
     np.testing.assert_allclose(written["low"], again["low"], atol=1e-3)
@@ -170,10 +179,17 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(run, tmp_path, capsys
     assert told.count("each batch in 4 parts of at most 2 faces") == 2
 
 
+def failed(reason: str) -> ChildFailedError:
+    """What torch's launcher raises if a process ends with an error."""
+    failure = ProcessFailure(0, 1234, 1, "")
+    failure.message = reason
+    return ChildFailedError("_run", {0: failure})
+
+
 def test_processes_that_run_out_of_memory_are_started_anew(
     tiny, tables, tmp_path, monkeypatch, capsys
 ):
-    """With a stand-in for the launcher, which wraps what a process raised."""
+    """With a stand-in for the launcher, which tells what a process raised."""
     parts, started = [], []
 
     class Noting(Loop):
@@ -184,7 +200,7 @@ def test_processes_that_run_out_of_memory_are_started_anew(
     def launch(function, arguments, num_processes):
         started.append(num_processes)
         if len(started) == 1:
-            raise RuntimeError("An issue was found ...: CUDA out of memory. Tried ...")
+            raise failed("torch.OutOfMemoryError: CUDA out of memory. Tried ...")
         function(*arguments)
 
     monkeypatch.setattr(train, "notebook_launcher", launch)
@@ -194,6 +210,38 @@ def test_processes_that_run_out_of_memory_are_started_anew(
     # half of each batch is a process's share, in two parts
     assert "each batch in 2 parts of at most 2 faces" in capsys.readouterr().out
     assert history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_an_interrupt_of_several_processes_keeps_the_complete_epochs(
+    tiny, tables, tmp_path, monkeypatch, capsys
+):
+    """The launcher makes a SignalException of it, here by a stand-in."""
+    stop = signal.SIGINT
+
+    def launch(function, arguments, num_processes):
+        if epochs_complete:
+            function(*arguments)
+        raise SignalException("Process 1 got signal", stop)
+
+    monkeypatch.setattr(train, "notebook_launcher", launch)
+    folder = tmp_path / "run"
+    epochs_complete = False
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(tiny, *tables, folder, processes=2)
+    epochs_complete = True
+    history = train.fit(tiny, *tables, folder, processes=2)
+    assert history["epoch"].tolist() == [1, 2, 3]
+    told = f"Interrupted. {folder} holds the best epoch so far; run again to go on."
+    assert told in capsys.readouterr().out
+    stop = signal.SIGTERM
+    with pytest.raises(SignalException):
+        train.fit(tiny, *tables, folder, processes=2)
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(tiny, tables, tmp_path):
+    with pytest.raises(ValueError, match="3 processes can't share batches of 8 faces"):
+        train.fit(tiny, *tables, tmp_path / "run", processes=3)
+    assert not (tmp_path / "run").exists()
 
 
 def test_memory_too_small_for_two_faces_is_an_error(run):

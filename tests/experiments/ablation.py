@@ -172,7 +172,7 @@ class Mixup(Loop):
         self, images: torch.Tensor, age: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         # the step's own random numbers are those of a run without
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed * 1_000_003 + self.updates + 500_000)
             share = torch.distributions.Beta(self.alpha, self.alpha).sample()
         faces = images.float()
@@ -227,7 +227,7 @@ def without_doubtful_labels(
         third = faces["fold"] % 3 == part
         run = out / f"out_of_fold-{part}"
         one = replace(recipe, name=run.name, seed=0)
-        train.fit(one, faces[~third], faces[third], run)
+        complete(train.fit(one, faces[~third], faces[third], run), one)
         predicted.append(pd.read_csv(run / "validation.csv"))
     predicted = pd.concat(predicted).set_index("path").loc[faces["path"]]
     score = get_label_quality_scores(
@@ -296,6 +296,12 @@ VARIANTS = {
 }
 
 
+def complete(history: pd.DataFrame, recipe: Recipe) -> None:
+    """Ends the script if a training was interrupted: half of one judges nothing."""
+    if not recipe.is_over(history["val_mae"].tolist()):
+        raise SystemExit("Interrupted: run the same command again to go on.")
+
+
 def train_one(
     name: str, seed: int, dataset: Path, run: Path, **choices: object
 ) -> None:
@@ -310,7 +316,10 @@ def train_one(
     if variant.faces_of:
         train_faces = variant.faces_of(train_faces, chosen, run.parent)
     loss = variant.loss_of(train_faces) if variant.loss_of else variant.loss
-    train.fit(chosen, train_faces, validation, run, loss=loss, loop=variant.loop)
+    history = train.fit(
+        chosen, train_faces, validation, run, loss=loss, loop=variant.loop
+    )
+    complete(history, chosen)
 
 
 def collect(run: Path, label: str, out: Path) -> None:
@@ -356,9 +365,10 @@ def judge(ages: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 def mean_interval(columns: pd.DataFrame) -> pd.DataFrame:
     """One row a column: its mean, and the ends of that mean's bootstrap interval."""
-    found = bootstrap(
-        (columns.to_numpy(),), np.mean, n_resamples=2000, method="percentile", rng=0
-    ).confidence_interval
+    options = {"n_resamples": 2000, "method": "percentile", "rng": 0}
+    # in parts, or it would take gigabytes
+    sample = (columns.to_numpy(),)
+    found = bootstrap(sample, np.mean, batch=50, **options).confidence_interval
     return pd.DataFrame(
         {"": columns.mean().to_numpy(), "_low": found.low, "_high": found.high}
     )
@@ -410,6 +420,10 @@ def main() -> None:
                 f"no run {label!r}: VARIANT/SEED, as base/0. The variants: "
                 f"{'; '.join(VARIANTS)}."
             )
+    there = _read(asked.out / "ablation_ages.csv", pd.DataFrame())
+    bases = {f"base/{label.rpartition('/')[2]}" for label in asked.runs}
+    if not asked.one and (missing := sorted(bases - {*asked.runs, *there})):
+        parser.error(f"runs are compared with {missing[0]}: ask for it, too")
     run_of = {
         label: asked.out / "runs" / label.replace("/", "-") for label in asked.runs
     }
@@ -427,7 +441,6 @@ def main() -> None:
         subprocess.run([*again, label, "--one"], check=True, env=environment)
         return label
 
-    there = _read(asked.out / "ablation_ages.csv", pd.DataFrame())
     with ThreadPoolExecutor(asked.jobs) as pool:
         for label in pool.map(train_apart, [run for run in run_of if run not in there]):
             collect(run_of[label], label, asked.out)

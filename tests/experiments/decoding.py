@@ -78,6 +78,8 @@ def main() -> None:
         "--sizes", type=int, nargs="*", default=[], help="of faces, pixels a side"
     )
     asked = parser.parse_args()
+    if len({run.name for run in asked.runs}) < len(asked.runs):
+        parser.error("two of the runs have the same name: rename a folder")
     _, held_out = data.hold_out(data.read_train(asked.dataset))
     table = compare(asked.runs, held_out, asked.sizes)
     table.to_csv(asked.runs[0].parent / "decoding.csv", index=False)

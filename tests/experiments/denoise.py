@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from ablation import against_first
+from ablation import against_first, complete
 from distil import student_loop
 
 from agelib import data, files, outcome, recipe, train
@@ -39,7 +39,9 @@ STUDENT = replace(
 
 def teach(faces: pd.DataFrame, run: Path) -> torch.Tensor:
     """What networks that held them out say of the faces: probabilities (faces, 101)."""
-    train.cross_validate(TEACHER, faces, run)
+    history = train.cross_validate(TEACHER, faces, run)
+    for fold in range(TEACHER.folds):
+        complete(history[history["fold"] == fold], TEACHER)
     return torch.from_numpy(outcome.distributions(run, faces)).float()
 
 
@@ -77,7 +79,8 @@ def main() -> None:
     for share in asked.shares:
         run = asked.out / f"share-{share:g}"
         loop = student_loop(taught, share)
-        train.fit(STUDENT, *sides, run, start=asked.model, loop=loop)
+        history = train.fit(STUDENT, *sides, run, start=asked.model, loop=loop)
+        complete(history, STUDENT)
         table = outcome.validation(run, sides[1])
         errors[share] = (table["pred_age"] - table["age"]).abs()
     shares = pd.DataFrame({"share": asked.shares, "to_copies": distance})
