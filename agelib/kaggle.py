@@ -97,8 +97,9 @@ def _dataset(owner: str, folder: Path) -> list[str]:
             "id": f"{owner}/{DATASET}",
             "title": "agelib offline",
             "subtitle": "agelib, and the ImageNet weights that it starts from",
-            # the weights' own licence; agelib's MIT asks for no more
-            "licenses": [{"name": "apache-2.0"}],
+            # the ImageNet weights are under Apache 2.0, agelib is under MIT, and what
+            # learned from the competition's faces is for research only
+            "licenses": [{"name": "other"}],
         },
     )
     return missing
