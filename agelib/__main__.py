@@ -103,9 +103,9 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="agelib", description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the outputs")
+    asked = parser.parse_args()
     try:
-        main(**vars(parser.parse_args()))
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
+        with env.plain_errors():
+            main(**vars(asked))
     except KeyboardInterrupt:
         sys.exit("Stopped. Run again: a training goes on from its last saved state.")

@@ -75,7 +75,7 @@ def ages(
     files.write_csv(done[COLUMNS], csv)
     # also those of other networks, which tell where people are
     for table in csv.parent.glob(f".{glob.escape(csv.name)}.*.unfinished"):
-        table.unlink()
+        files.remove(table)
     table = _table(csv)
     _tell(table)
     return table
@@ -176,9 +176,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("agelib.photo", description=__doc__)
     parser.add_argument("folder", type=Path, help="of photos, and of folders of them")
     parser.add_argument("--out", type=Path, default=Path("ages.csv"), help="the table")
-    parser.add_argument("--model", type=Path, default=env.shipped_model())
+    parser.add_argument("--model", type=Path, help="else the shipped one")
     parser.add_argument("--views", type=int, help="of each face, by default as trained")
     asked = parser.parse_args()
-    table = ages(asked.folder, model.load(asked.model), asked.out, asked.views)
+    with env.plain_errors():
+        trained = model.load(asked.model or env.shipped_model())
+        table = ages(asked.folder, trained, asked.out, asked.views)
     told = table["face"].notna()
     print(f"{told.sum():,} faces of {table['photo'].nunique():,} photos: {asked.out}")

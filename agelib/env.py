@@ -3,8 +3,11 @@
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CalledProcessError
 
 KAGGLE = Path("/kaggle")
 COLAB = Path("/content")
@@ -23,6 +26,15 @@ def place() -> str:
     if "COLAB_RELEASE_TAG" in os.environ:
         return "Colab"
     return "local"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Ends a command with the sentence of an error that its user can mend."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, CalledProcessError) as error:
+        raise SystemExit(str(error)) from None
 
 
 def resolve(path: str | Path) -> Path:

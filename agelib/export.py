@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from agelib import ages, conformal, data, env, files, loading, model, photo, predict
-from agelib.images import read_image
+from agelib import ages, conformal, env, files, loading, model, photo, predict, sample
+from agelib.images import decode_image, read_image
 from agelib.model import Trained, folded
 
 INPUT, OUTPUTS = "crops", ("age", "low", "high", "probabilities")
@@ -211,8 +211,8 @@ def write(
         the largest change of an age against torch, in years.
     Raises:
         ImportError: if the packages for it are missing, with the way to get them.
-        ValueError: if an age changes by more than `TOLERANCE` years. Then nothing is
-            written, and an earlier file is still there.
+        ValueError: if an age changes by more than `TOLERANCE` years, or intervals do.
+            Then nothing is written, and an earlier file is still there.
         OSError: if the file can't be written, which is tried first.
     """
     onnx, runtime, onnxscript = _packages()
@@ -277,6 +277,13 @@ def _change(runtime, path, several, crops, views, level) -> float:
             Image.fromarray(pixels).save(png)
         table = pd.DataFrame({"path": paths})
         by_torch = predict.predict(several, table, views, level)
+    ends = np.abs([told[end] - by_torch[end] for end in ("low", "high")]).max(0)
+    # an end may lie just where the last digit decides on the next age
+    if (ends > TOLERANCE).sum() > max(1, len(crops) // 20):
+        raise ValueError(
+            f"The intervals of the exported network are not torch's: {path} is not "
+            "written. Try other versions of torch and onnxruntime."
+        )
     return float(np.abs(told["age"] - by_torch["pred_age"]).max())
 
 
@@ -284,6 +291,12 @@ def read_crops(faces: pd.DataFrame) -> np.ndarray:
     """The faces of a table as `write` takes them, of 200 pixels a side."""
     images = map(read_image, faces["path"])
     return np.stack([np.array(image.resize((photo.SIDE,) * 2)) for image in images])
+
+
+def drawn_crops() -> np.ndarray:
+    """Drawn faces to try an exported file on, which need no dataset."""
+    portraits, _ = sample.plan_sample(TRIED, 1)
+    return np.stack([decode_image(portrait.jpeg()) for portrait in portraits])
 
 
 def main() -> None:
@@ -301,9 +314,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.out.suffix != ".onnx":
         parser.error(f"{asked.out} is to be written: give it a name that ends in .onnx")
-    trained = [model.load(path) for path in asked.models or [env.shipped_model()]]
-    crops = read_crops(data.read_train(env.data_folder()).head(TRIED))
-    change = write(trained, asked.out, crops, asked.views, asked.level)
+    with env.plain_errors():
+        trained = [model.load(path) for path in asked.models or [env.shipped_model()]]
+        crops = drawn_crops()
+        change = write(trained, asked.out, crops, asked.views, asked.level)
     size = asked.out.stat().st_size / 1e6
     print(
         f"{asked.out}: {size:.1f} MB; on {len(crops)} faces its ages differ from "

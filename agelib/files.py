@@ -13,7 +13,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 # what a disk is that takes no more, and what to do about it
-_REFUSALS = {
+REFUSALS = {
     errno.ENOSPC: ("full", "make room"),
     errno.EDQUOT: ("full up to your quota", "make room"),
     errno.EROFS: ("read-only", "make it writable"),
@@ -35,9 +35,9 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = _reason(error, folder)
-        if reason not in _REFUSALS:
+        if reason not in REFUSALS:
             raise
-        state, remedy = _REFUSALS[reason]
+        state, remedy = REFUSALS[reason]
         raise OSError(
             f"The disk of {folder} is {state}: {remedy} and run again, which goes on "
             "from what was saved."

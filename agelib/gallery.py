@@ -35,7 +35,9 @@ def face_grid(
     require(table, "path")
     if captions is None:
         captions = [f"{age:.0f}" for age in finite(table, "age")]
-    return _tiles([read_image(path) for path in table["path"]], captions, columns)
+    # twice as many pixels as a tile has
+    photos = [read_image(path, 200) for path in table["path"]]
+    return _tiles(photos, captions, columns)
 
 
 def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
@@ -62,7 +64,7 @@ def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:
     images, captions, bands = [], [], metrics.age_bands(table, width)
     for band, paths in table["path"].groupby(bands, observed=True):
         bar = tqdm(paths, f"averaging {band}", delay=2, leave=False)
-        faces = (np.asarray(read_image(p).resize((100, 100)), float) for p in bar)
+        faces = (np.asarray(read_image(p, 100).resize((100, 100)), float) for p in bar)
         images.append((sum(faces) / len(paths)).astype("uint8"))
         captions.append(f"{band} years\nn = {len(paths):,}")
     return _tiles(images, captions, columns=6, size=1.3)

@@ -142,10 +142,8 @@ def main() -> None:
     if not owner:
         raise SystemExit("Whose dataset? Say: make kaggle OWNER=your-name-on-kaggle")
     folder = env.HOME / "dist" / "kaggle"
-    try:
+    with env.plain_errors():
         missing = build(owner, folder)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from None
     for sentence in missing:
         print(f"Left out: {sentence}")
     for part in sorted(folder.iterdir()):

@@ -6,6 +6,7 @@ empty, lacks a column or holds a number that is not finite is a ValueError every
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from itertools import cycle, islice
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -139,9 +140,10 @@ def error_by_age_band(table: DataFrame, ax: Axes | None = None) -> Axes:
         table: faces with `age` and `pred_age`, or what `metrics.by_age_band` returned.
     """
     bands = table if "mae" in table else metrics.by_age_band(table)
+    require(bands, "faces")
     ax = dress(ax, "Error by age", f"{TRUE} (faces below)", "MAE, years", (8, 3.5))
     names = [f"{band}\n{faces:,}" for band, faces in bands["faces"].items()]
-    ax.errorbar(names, bands["mae"], yerr=_reach(bands), fmt="o", color=BLUE, capsize=3)
+    ax.errorbar(names, bands["mae"], yerr=reach(bands), fmt="o", color=BLUE, capsize=3)
     ax.tick_params("x", labelsize="small")
     ax.set_ylim(bottom=0)
     return ax
@@ -149,10 +151,13 @@ def error_by_age_band(table: DataFrame, ax: Axes | None = None) -> Axes:
 
 def error_by_slice(slices: DataFrame, ax: Axes | None = None) -> Axes:
     """Mean absolute error and its 95% interval in each row of `metrics.by_slice`."""
-    reach, size = _reach(slices), (6, 0.8 + 0.4 * len(slices))
+    require(slices, "faces")
+    size = 6, 0.8 + 0.4 * len(slices)
     ax = dress(ax, "Error by kind of photo", "MAE, years", "", size)
     names = [f"{name} ({faces:,})" for name, faces in slices["faces"].items()]
-    ax.errorbar(slices["mae"], names, xerr=reach, fmt="o", color=BLUE, capsize=3)
+    ax.errorbar(
+        slices["mae"], names, xerr=reach(slices), fmt="o", color=BLUE, capsize=3
+    )
     ax.set_ylim(len(names) - 0.5, -0.5)
     return ax
 
@@ -217,9 +222,9 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
     colours = {BLUE: better, RED: worse, "0.5": ~better & ~worse}
     for colour, rows in colours.items():
         some = table[rows]
-        reach = np.abs(some[["low", "high"]].sub(some["difference"], axis=0)).T
         style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4}
-        ax.errorbar(some["difference"], y[rows], xerr=reach.to_numpy(), **style)
+        ends = reach(some, "difference")
+        ax.errorbar(some["difference"], y[rows], xerr=ends, **style)
     for group in groups:
         first = y[(table["group"] == group).to_numpy()].min()
         ax.text(
@@ -249,15 +254,14 @@ def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
     photos = list(dict.fromkeys(table["photo"]))
     ax = dress(ax, "What a bad photo costs", "", "", (9, 1 + 0.28 * len(photos)))
     networks = dict(list(table.groupby("network", sort=False)))
-    colours = (ORANGE, BLUE, RED)[: len(networks)]
+    colours = islice(cycle((ORANGE, BLUE, RED, *PALETTE[4:])), len(networks))
     # side by side, or equal errors would hide each other
     beside = np.linspace(-0.15, 0.15, len(networks))
     named = zip(colours, beside, networks.items(), strict=True)
     for colour, aside, (name, rows) in named:
         y = rows["photo"].map(photos.index) + aside
-        reach = rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
         style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4, "label": name}
-        ax.errorbar(rows["mae"], y, xerr=reach, **style)
+        ax.errorbar(rows["mae"], y, xerr=reach(rows), **style)
     ax.set_yticks(range(len(photos)), photos, size="small")
     ax.set(ylim=(len(photos) - 0.5, -0.5), xlabel="MAE, years")
     ax.legend()
@@ -332,6 +336,7 @@ def _dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     ax.scatter(x[order], y[order], size, crowd[order], **style)
 
 
-def _reach(rows: DataFrame) -> np.ndarray:
-    require(rows, "faces", "mae", "low", "high")
-    return rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
+def reach(rows: DataFrame, value: str = "mae") -> np.ndarray:
+    """How far the interval `low`..`high` of a column reaches to both sides: (2, n)."""
+    require(rows, value, "low", "high")
+    return rows[["low", "high"]].sub(rows[value], axis=0).abs().to_numpy().T

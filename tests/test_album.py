@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from agelib import album, conformal, model, photo, predict, sample
+from agelib import album, conformal, env, model, photo, predict, sample
 from agelib.model import Trained
 from tests.conftest import TINY, untrained
 
@@ -116,6 +116,8 @@ def test_what_is_not_the_same_any_more_is_done_again(
     csv = tmp_path / "ages.csv"
     read = stopped(csv, 2)
     (unfinished,) = tmp_path.glob(".ages.csv.*")
+    # what a kill leaves of a table half written
+    (tmp_path / f"{unfinished.name}.unfinished").mkdir()
     if change == "another network":
         trained = Trained(untrained(seed=1), TINY)
     elif change == "damage":
@@ -175,7 +177,15 @@ def test_a_folder_without_photos_is_named(tmp_path, trained, exists):
         album.ages(folder, trained, tmp_path / "ages.csv")
 
 
+def test_a_mistake_in_the_command_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["photo", str(tmp_path / "holidy")])
+    with pytest.raises(SystemExit, match=r"There is no folder .*holidy: correct its"):
+        photo.main()
+
+
 def test_the_command_writes_the_table(holiday, tmp_path, monkeypatch, capsys, trained):
+    """Without the shipped network, which it need not have."""
+    monkeypatch.delattr(env, "shipped_model")
     file, csv = tmp_path / "mine.safetensors", tmp_path / "new folder" / "out.csv"
     model.save(*trained, file)
     words = ["photo", str(holiday), "--out", str(csv), "--model", str(file)]

@@ -213,17 +213,23 @@ def test_photos_that_wait_are_forgotten_with_those_that_are_shown(page, tmp_path
 
 @in_a_browser
 def test_only_an_earlier_page_is_replaced(folder, tmp_path):
-    page, mine = tmp_path / "page", tmp_path / "mine"
+    page, mine, site = (tmp_path / name for name in ("page", "mine", "site"))
     shutil.copytree(folder, page)
     (page / "index.html").write_text("of an earlier version")
     mine.mkdir()
     (mine / "index.html").write_text("the work of years")
     (mine / "diary.txt").write_text("and more of it")
-    for out in (page, mine):
+    # a page of one's own may have files of the same names
+    site.mkdir()
+    for name in ("index.html", "style.css"):
+        (site / name).write_text("the work of years, too")
+    for out in (page, mine, site):
         browser.build(out, env.shipped_model(), views=1)
         assert {path.name for path in out.iterdir()} == browser.PAGE
         assert "How old" in (out / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "mine.old-1" / "diary.txt").is_file()
+    kept = tmp_path / "site.old-1" / "index.html"
+    assert kept.read_text() == "the work of years, too"
     assert not (tmp_path / "page.old-1").exists()
 
 

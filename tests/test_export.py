@@ -130,6 +130,10 @@ def test_a_file_that_differs_is_not_written(crops, tmp_path, monkeypatch):
     monkeypatch.setattr(export.predict, "predict", shifted)
     with pytest.raises(ValueError, match=r"differ by 0\.020 years.*is not written"):
         export.write(calibrated(0), path, crops, views=1)
+    wider = lambda *a: honest(*a).assign(high=lambda t: t["high"] + 1)  # noqa: E731
+    monkeypatch.setattr(export.predict, "predict", wider)
+    with pytest.raises(ValueError, match=r"intervals .* not torch's.*is not written"):
+        export.write(calibrated(0), path, crops, views=1)
     assert path.read_text() == "an earlier file"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -147,7 +151,8 @@ def test_the_command_exports_the_shipped_network(
     small = tmp_path / "small.safetensors"
     model.save(untrained(), TINY, small)
     monkeypatch.setattr(env, "shipped_model", lambda: small)
-    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    # it needs no faces but those it draws
+    monkeypatch.setenv("AGELIB_DATA", str(tmp_path / "nowhere"))
     out = tmp_path / "new folder" / "out.onnx"
     monkeypatch.setattr(sys, "argv", ["export", str(out), "--views", "1"])
     with pytest.warns(UserWarning, match="are not calibrated"):

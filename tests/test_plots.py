@@ -211,6 +211,12 @@ def test_history_curves_mark_the_best_epoch():
         plots.history_curves(history.drop(columns="lr"))
 
 
+def test_robustness_has_room_for_more_networks_than_colours(ax):
+    table = pd.DataFrame({"network": list("abcdefghij"), "photo": "as it is"})
+    plots.robustness(table.assign(mae=4.0, low=3.0, high=5.0), ax)
+    assert len(ax.containers) == 10
+
+
 def test_robustness_has_a_row_a_kind_of_photo_and_a_colour_a_network(ax):
     table = pd.DataFrame(
         {

