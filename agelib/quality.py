@@ -146,8 +146,8 @@ def census(
     sides = copies.groupby("group")["part"].nunique()
     groups = label_disagreement(measured)
     differ = groups[groups["spread"] > 0]
-    # over the faces, as the error counts; of no copies it is nan
-    least = (groups["deviation"] * groups["faces"]).sum() / groups["faces"].sum()
+    # over the faces, as the error counts
+    least = groups["deviation"].repeat(groups["faces"]).mean()
     return pd.Series(
         {
             "training faces": len(measured),
