@@ -5,6 +5,7 @@ so is a photo that can't be read.
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def spoiled(path: str, columns: int = 8) -> np.ndarray:
     photos = [
         change(photo, np.random.default_rng(0)) for change in degrade.PHOTOS.values()
     ]
-    return _tiles(photos, list(degrade.PHOTOS), columns, size=1.25)
+    return _tiles(photos, [fill(name, 11) for name in degrade.PHOTOS], columns)
 
 
 def mean_faces(table: DataFrame, width: int = 10) -> np.ndarray:

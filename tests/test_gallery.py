@@ -69,7 +69,11 @@ def test_mean_faces_average_each_band(faces):
 
 def test_a_photo_is_shown_in_each_way_that_networks_are_measured_on(faces):
     axes = gallery.spoiled(faces["path"].iloc[2], columns=6)
-    named = {ax.get_title(): ax.images[0].get_array() for ax in axes.flat if ax.images}
+    named = {
+        ax.get_title().replace("\n", " "): ax.images[0].get_array()
+        for ax in axes.flat
+        if ax.images
+    }
     assert list(named) == list(degrade.PHOTOS)
     assert (named["as it is"] == 100).all()
     assert (named["0.4 times the light"] == 40).all()
