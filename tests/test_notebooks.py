@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import gc
 import itertools
 import re
 import sys
@@ -36,10 +37,20 @@ def code_lines(cell: nbformat.NotebookNode) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+def parsed(lines: list[str]) -> ast.Module:
+    """The code, without the lines that only IPython reads."""
+    code = "\n".join(line for line in lines if line[:1] not in ("%", "!"))
+    # up to Python 3.11.7 it may fail if garbage is collected meanwhile (gh-106905)
+    gc.disable()
+    try:
+        return ast.parse(code)
+    finally:
+        gc.enable()
+
+
 def tree(name: str) -> ast.Module:
-    """All code of a notebook, without the lines that only IPython reads."""
-    lines = [line for c in cells(name, "code") for line in code_lines(c)]
-    return ast.parse("\n".join(line for line in lines if line[0] not in "%!"))
+    """All code of a notebook."""
+    return parsed([line for c in cells(name, "code") for line in code_lines(c)])
 
 
 def test_there_are_six_notebooks_in_order():
@@ -89,8 +100,7 @@ def test_what_a_reader_may_edit_stands_in_one_cell_in_capitals(name):
 
 
 def names_assigned(source: str) -> list[str]:
-    code = "\n".join(line for line in source.splitlines() if line[:1] not in ("%", "!"))
-    nodes = ast.walk(ast.parse(code))
+    nodes = ast.walk(parsed(source.splitlines()))
     return [
         n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     ]
