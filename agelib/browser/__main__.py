@@ -42,7 +42,7 @@ def build(out: Path, checkpoint: Path, views: int | None = None) -> Path:
         for name in STATIC:
             shutil.copyfile(HERE / name, unfinished / name)
         for name in DETECTOR:
-            (unfinished / name).write_bytes(detector.network(name))
+            (unfinished / name).write_bytes(detector.network_file(name))
         _fetch_runtime(unfinished)
         trained, crops = model.load(checkpoint), export.drawn_crops()
         export.write(trained, unfinished / AGE, crops, views)
