@@ -5,14 +5,19 @@ imports from its right: env -> data -> loading -> ages -> model -> predict -> lo
 train, with `recipe` holding every choice of a training run, `hardware` what the machine
 can do, `runs` and `states` what a run's folder holds, `weights` where a network's come
 from. `ages` is the method: an age as a distribution, its loss, and how it is read off.
-`quality` measures images, `metrics` predictions, `explain` where a network looks;
-`plots` and `gallery` show them, `results` brings what was measured on the real faces.
-`photo` finds faces with `detector` and crops them as a model wants them; `sample` draws
-the bundled faces, `kaggle` builds what goes to Kaggle, `server` lets photos into
-JupyterLab and keeps them out of saved notebooks.
+`conformal` makes its intervals keep what they promise, and `degrade` makes bad photos
+of good ones. `outcome` reads what a run predicted, whether of one network or of folds.
 
-What comes from outside is read in one place each: `tables`, `images`, `weights`,
-`states`, and `files`, which also writes files that are whole or not there.
+`quality` measures images, `metrics` predictions, `trust` what one may rely on, and
+`explain` where a network looks; `plots`, `trust_plots` and `gallery` show them, and
+`results` brings what was measured on the real faces. `photo` finds faces with
+`detector` and crops them as a model wants them, `album` does so for a folder of photos;
+`export` writes the network for other programs, `browser` a page that runs it. `sample`
+draws the bundled faces, `pages` makes notebooks readable, `kaggle` builds what goes to
+Kaggle, `server` lets photos into JupyterLab and keeps them out of saved notebooks.
+
+What others made is read with care, each kind in one place: `tables`, `images`,
+`weights`, `states`, and `files`, which also writes files that are whole or not there.
 """
 
 import os

@@ -12,6 +12,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from agelib import env, outcome, pages, runs
 
+SUBMISSION = "04_submission.ipynb"
+
 
 class _Narrated(NotebookClient):
     """Prints what cells print, so that a long training shows its progress."""
@@ -27,7 +29,8 @@ def main(save: bool = False) -> None:
     """Executes each notebook in a process of its own and keeps it as a page to read.
 
     The pages and their index go into the folder of the run that notebook 2 began, or
-    went on with.
+    went on with. Where the faces come without a `submission.csv`, the notebook that
+    fills it in is left out.
 
     Args:
         save: keep the outputs in the notebooks as well.
@@ -39,6 +42,11 @@ def main(save: bool = False) -> None:
     env.run_folder("")
     ran = {}
     for path in sorted((env.HOME / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        if path.name == SUBMISSION:
+            template = env.data_folder() / "submission.csv"
+            if not template.is_file():
+                print(f"{path.name} left out: there is no {template}", flush=True)
+                continue
         print(path.name, flush=True)
         ran[path] = notebook = nbformat.read(path, as_version=4)
         try:
@@ -58,7 +66,8 @@ def main(save: bool = False) -> None:
         if save:
             nbformat.write(notebook, path)
     print(f"\nValidation error   {outcome.error(run)}")
-    print(f"Submission         {env.submission_file(run)}")
+    if any(path.name == SUBMISSION for path in ran):
+        print(f"Submission         {env.submission_file(run)}")
     print(f"Pages to read      {run / pages.INDEX}")
 
 

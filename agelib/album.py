@@ -67,7 +67,9 @@ def ages(
     with tqdm(total=len(photos), initial=len(known), desc="photos") as bar:
         for start in range(0, len(left), AT_ONCE):
             some = {name: photos[name] for name in left[start : start + AT_ONCE]}
-            done = pd.concat([done, _predicted(some, trained, views)])
+            new = _predicted(some, trained, views)
+            # an empty table would turn its numbers into objects
+            done = new if done.empty else pd.concat([done, new])
             files.write_csv(done, unfinished)
             bar.update(len(some))
     order = done["photo"].map({name: n for n, name in enumerate(photos)})

@@ -9,14 +9,12 @@ import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-from tqdm.auto import tqdm
 
 from agelib import images, tables
 
@@ -198,10 +196,8 @@ def check_images(table: pd.DataFrame, unreadable: str = "raise") -> pd.DataFrame
         ValueError: naming an image that is missing, truncated, empty or no image,
             unless `unreadable` is "drop", or if no image is left.
     """
-    with ThreadPoolExecutor() as threads:
-        inspected = threads.map(_inspect, table["path"])
-        bar = tqdm(inspected, "checking images", len(table), delay=2, leave=False)
-        digests, faults, concerns = zip(*bar, strict=True)
+    inspected = images.each(_inspect, table["path"], "checking images")
+    digests, faults, concerns = zip(*inspected, strict=True)
     table = table.assign(digest=digests)
     bad = pd.Series(faults, table.index).dropna()
     if len(bad):

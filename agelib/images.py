@@ -5,12 +5,14 @@ import io
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageStat, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 with suppress(ImportError):
     import pillow_heif
@@ -113,6 +115,14 @@ def read_file(path: Path | str) -> bytes:
     if about.st_size > LARGEST_FILE:
         raise ValueError(f"{about.st_size / 2**30:.1f} GB, too large for a photo")
     return Path(path).read_bytes()
+
+
+def each(function: Callable, paths: Sequence[str], doing: str) -> list:
+    """What a function makes of each file, in order; a bar shows what it is doing."""
+    with ThreadPool() as threads:
+        # one by one, a million files that wait would take two gigabytes
+        made = threads.imap(function, paths, chunksize=16)
+        return list(tqdm(made, doing, len(paths), delay=2, leave=False))
 
 
 def concern(image: Image.Image) -> str | None:

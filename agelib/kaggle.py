@@ -17,8 +17,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from agelib import env, weights
-from agelib.files import write_text
+from agelib import env, files, weights
 from agelib.recipe import RECIPES
 
 # the set-up cell of the notebooks looks for a folder of this name
@@ -43,8 +42,14 @@ def build(owner: str, folder: Path) -> list[str]:
             f"{owner!r} is no name of a Kaggle account: it should read as in "
             "kaggle.com/<name>, with small letters, digits and hyphens alone."
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    missing = _dataset(owner, folder / "dataset")
+    with files.replacing(folder) as unfinished:
+        missing = _dataset(owner, unfinished / "dataset")
+        _kernels(owner, unfinished)
+        files.remove(folder)
+    return missing
+
+
+def _kernels(owner: str, folder: Path) -> None:
     notebooks = sorted((env.HOME / "notebooks").glob("0*.ipynb"))
     slugs = [f"{owner}/agelib-{n.stem.replace('_', '-')}" for n in notebooks]
     for number, (notebook, slug) in enumerate(zip(notebooks, slugs, strict=True)):
@@ -72,7 +77,6 @@ def build(owner: str, folder: Path) -> list[str]:
                 "kernel_sources": before,
             },
         )
-    return missing
 
 
 def _dataset(owner: str, folder: Path) -> list[str]:
@@ -132,7 +136,7 @@ def repack(package: str, folder: Path) -> None:
 
 
 def _write(path: Path, content: dict) -> None:
-    write_text(json.dumps(content, indent=2) + "\n", path)
+    files.write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def main() -> None:

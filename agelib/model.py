@@ -111,12 +111,14 @@ def create(recipe: Recipe, pretrained: bool = True) -> AgeModel:
     """
     name = recipe.backbone
     config = weights.configuration(name)
-    sizes = {recipe.image_size, recipe.first_size or recipe.image_size}
-    if config.fixed_input_size and sizes != {config.input_size[1]}:
-        raise ValueError(
-            f"recipe {recipe.name!r}: image_size is {recipe.image_size}, but {name} "
-            f"takes faces of {config.input_size[1]} pixels a side alone"
-        )
+    side = config.input_size[1]
+    for choice in ("image_size", "first_size"):
+        size = getattr(recipe, choice) or side
+        if config.fixed_input_size and size != side:
+            raise ValueError(
+                f"recipe {recipe.name!r}: {choice} is {size}, but {name} takes faces "
+                f"of {side} pixels a side alone"
+            )
     outputs = ages.N_AGES if recipe.head == "distribution" else 1
     make = pretrained_backbone if pretrained else timm.create_model
     backbone = make(name, num_classes=outputs, drop_rate=recipe.dropout)

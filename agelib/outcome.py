@@ -135,7 +135,7 @@ def unseen(
         run = path.parent if (path.parent / runs.RECIPE).is_file() else None
         held_out = validation(run, faces) if run else _new_to_a_checkpoint(faces)
         new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
-        if run and views is None:
+        if run and path.name == runs.MODEL and views is None:
             total[new] += distributions(run, faces)
         else:
             total[new] += predict.distributions(model.load(path), faces[new], views)

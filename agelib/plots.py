@@ -51,11 +51,11 @@ def _sharp(figure: Figure) -> tuple[bytes, dict[str, int | str]]:
     return jpeg.getvalue(), told
 
 
-def _message(figure: Figure, longest: int = 12) -> str:
+def _message(figure: Figure) -> str:
     """A figure's words, for who can't see it: its titles, or what it has instead."""
     said = [words for ax in figure.axes if (words := _words(ax))]
-    if len(said) > longest:
-        said[longest:] = [f"and {len(said) - longest} more"]
+    if len(said) > 12:
+        said[12:] = [f"and {len(said) - 12} more"]
     pictures = sum(bool(ax.images) for ax in figure.axes)
     kind = {0: "", 1: "a picture"}.get(pictures, f"{pictures} pictures")
     said = [figure.get_suptitle(), kind, *said, *map(_labels, figure.legends)]
@@ -110,7 +110,7 @@ def quality_histograms(measured: DataFrame) -> np.ndarray:
 def pred_vs_true(table: DataFrame, ax: Axes | None = None) -> Axes:
     """Predicted against true age with the identity line; darker where faces crowd.
 
-    Layout, as that of `residuals`, after scikit-learn's PredictionErrorDisplay.
+    Layout after scikit-learn's PredictionErrorDisplay.
     """
     title = f"MAE {metrics.mae(table):.2f} years, n = {len(table):,}"
     ax = dress(ax, title, TRUE, PRED, (5, 5))
@@ -120,16 +120,6 @@ def pred_vs_true(table: DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(ends, ends, color=RED, label="predicted = true")
     ax.set(xlim=ends, ylim=ends, aspect="equal")
     ax.legend(loc="upper left")
-    return ax
-
-
-def residuals(table: DataFrame, ax: Axes | None = None) -> Axes:
-    """Predicted minus true against predicted age; darker where faces crowd."""
-    error = metrics.errors(table)
-    title = f"Residuals: mean {error.mean():+.2f}, SD {error.std():.2f} years"
-    ax = dress(ax, title, PRED, ERROR, (5, 5))
-    _dots(ax, table["pred_age"].to_numpy(float), error)
-    ax.axhline(0, color=RED)
     return ax
 
 
@@ -174,18 +164,16 @@ def bias_by_age(table: DataFrame, width: int = 10, ax: Axes | None = None) -> Ax
     return ax
 
 
-def cumulative_score(
-    tables: Mapping[str, DataFrame], ax: Axes | None = None, max_years: int = 15
-) -> Axes:
+def cumulative_score(tables: Mapping[str, DataFrame], ax: Axes | None = None) -> Axes:
     """Share of faces predicted within k years of their age, one line a predictor."""
     ax = dress(ax, "Share of faces within k years", "k, years", "faces, %")
     ax.set_prop_cycle(color=[BLUE, RED, ORANGE, *PALETTE[4:]])
-    years = range(max_years + 1)
+    years = range(16)
     for name, table in tables.items():
         share = [100 * metrics.within(table, year) for year in years]
         label = f"{name}: {metrics.within(table, 5):.0%} within 5 years"
         ax.plot(years, share, marker="o", ms=3, label=label)
-    ax.set(xlim=(0, max_years), ylim=(0, 100))
+    ax.set(xlim=(0, 15), ylim=(0, 100))
     ax.legend(loc="lower right")
     return ax
 

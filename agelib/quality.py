@@ -1,16 +1,12 @@
 """Measure the images themselves: colour, light, sharpness, duplicates."""
 
-from collections.abc import Callable
-
 import imagehash
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
-from tqdm.contrib.concurrent import thread_map
 
-from agelib import metrics
-from agelib.images import read_image
+from agelib import images, metrics
 from agelib.tables import require
 
 # Mean distance of the chroma from grey, in 8-bit steps. Of 23,290 faces 602 have none
@@ -24,12 +20,11 @@ HASH_SIZE = 16
 SIDE = 200
 
 
-def measure(table: pd.DataFrame, workers: int | None = None) -> pd.DataFrame:
+def measure(table: pd.DataFrame) -> pd.DataFrame:
     """How each photo was taken; about a minute for 20,000 faces.
 
     Args:
         table: one row a face, column `path`.
-        workers: threads that read images; by default a few more than cores.
     Returns:
         the table with `grayscale` (bool, judged by the pixels), `light` and
         `contrast` (mean and standard deviation of the luma, 0..255; dark skin lowers
@@ -42,13 +37,14 @@ def measure(table: pd.DataFrame, workers: int | None = None) -> pd.DataFrame:
     (2000): of the faces it ranks lowest nearly all look soft.
     """
     columns = ["grayscale", "light", "contrast", "sharpness"]
-    found = _each_image(_measure_one, table, "measuring", workers)
+    require(table, "path")
+    found = images.each(_measure_one, table["path"], "measuring")
     return table.assign(**dict(zip(columns, zip(*found, strict=True), strict=True)))
 
 
 def _measure_one(path: str) -> tuple[bool, float, float, float]:
     # of about one size: the larger a photo, the less a pixel differs from the next
-    face = read_image(path, SIDE)
+    face = images.read_image(path, SIDE)
     pixels = np.asarray(face.convert("YCbCr"), dtype=np.float32)
     luma, chroma = pixels[..., 0], np.abs(pixels[..., 1:] - 128)
     return (
@@ -112,7 +108,7 @@ def near_duplicates(table: pd.DataFrame, max_distance: int = 40) -> pd.DataFrame
     """
     require(table, "path", "digest")
     faces = table.drop_duplicates("digest")
-    bits = np.array(_each_image(_hash_one, faces, "hashing"), dtype=np.float32)
+    bits = np.array(images.each(_hash_one, faces["path"], "hashing"), np.float32)
     # between bit vectors, the squared Euclidean distance counts the bits that differ;
     # scikit-learn compares in chunks, so memory stays small
     search = NearestNeighbors(radius=np.sqrt(max_distance + 0.5), algorithm="brute")
@@ -178,17 +174,8 @@ def census(
 
 def _hash_one(path: str) -> np.ndarray:
     return imagehash.phash(
-        read_image(path).convert("L"), hash_size=HASH_SIZE
+        images.read_image(path).convert("L"), hash_size=HASH_SIZE
     ).hash.ravel()
-
-
-def _each_image(
-    function: Callable, table: pd.DataFrame, doing: str, workers: int | None = None
-) -> list:
-    require(table, "path")
-    return thread_map(
-        function, table["path"], max_workers=workers, desc=doing, delay=2, leave=False
-    )
 
 
 def flag(measured: pd.DataFrame, reference: pd.DataFrame | None = None) -> pd.DataFrame:

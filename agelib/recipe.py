@@ -20,6 +20,7 @@ _RANGES = {
     "epochs": (1, 10_000),
     "patience": (0, 10_000),
     "first_size": (0, 1024),
+    "grown_by": (0.01, 1),
     # `model.create` knows how many the backbone has
     "frozen_stages": (0, 100),
     "dropout": (0, 0.99),
@@ -62,8 +63,8 @@ class Recipe:
     """The choices of one training run.
 
     Ages and `label_std` are years, `rotation` is degrees, `zoom`, `shift` and `light`
-    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale` and `erasing`
-    probabilities.
+    are shares (0.1 is ten percent), `dropout`, `flip`, `grayscale`, `erasing` and
+    `degraded` probabilities.
 
     Raises:
         ValueError: if a choice can't be, naming it, its value and what it should be.
@@ -75,8 +76,10 @@ class Recipe:
     epochs: int
     # it ends early once this many in a row are no better than the best; 0: never
     patience: int = 0
-    # faces are learned at this size at first, growing to image_size by the last epoch
+    # faces are learned at this size at first, growing to image_size until this share of
+    # the epochs is over
     first_size: int = 0
+    grown_by: float = 1.0
     # the stem and this many stages keep their ImageNet weights: no gradients, less time
     frozen_stages: int = 0
     dropout: float = 0.0
@@ -144,7 +147,8 @@ class Recipe:
         """
         if not self.first_size:
             return self.image_size
-        missing = (self.image_size - self.first_size) * (1 - (epoch + 1) / self.epochs)
+        grown = min(1.0, (epoch + 1) / (self.grown_by * self.epochs))
+        missing = (self.image_size - self.first_size) * (1 - grown)
         return max(self.first_size, self.image_size - 32 * round(missing / 32))
 
 
@@ -249,25 +253,28 @@ _QUICK = Recipe(
 )
 # a longer training sees each face more often, and can bear that it changes more
 _LONGER = {
-    "epochs": 30,
+    "epochs": 20,
     "patience": 4,
     "first_size": 96,
+    # to get used to larger faces takes a learning rate that is not yet spent
+    "grown_by": 0.8,
     "dropout": 0.2,
     "ema_decay": 0.999,
-    "rotation": 15.0,
+    "rotation": 20.0,
     "zoom": 0.15,
     "shift": 0.06,
     "light": 0.3,
     "erasing": 0.3,
+    "degraded": 0.3,
 }
-_CPU = replace(_QUICK, name="cpu", image_size=192, **_LONGER)
+_CPU = replace(_QUICK, name="cpu", image_size=160, **_LONGER)
 _GPU = Recipe(
     "gpu",
     "tf_efficientnetv2_s.in1k",
     image_size=288,
     learning_rate=1e-3,
     warmup_epochs=1,
-    **_LONGER,
+    **_LONGER | {"epochs": 30},
 )
 # drawn faces look less like ImageNet's photos than real ones: all stages learn
 _SAMPLE = replace(

@@ -24,8 +24,6 @@ from agelib.weights import kinds, printable
 
 _TENSORS, _POSITION = "state.safetensors", "state.json"
 FILES = _TENSORS, _POSITION
-# what earlier versions saved, by pickle
-_PICKLED = "optimizer.bin"
 _HISTORY = {"epoch", "train_loss", "val_mae", "lr", "seconds"}
 
 _UNREADABLE = (OSError, ValueError, SafetensorError, RecursionError, MemoryError)
@@ -86,18 +84,8 @@ def newest(
     Args:
         check: raises a ValueError if a state is not of this training.
         say: is told what was set aside, and why.
-    Raises:
-        ValueError: if the newest is of an earlier version, whose states were pickles.
     """
     for state in reversed(saved(folder)):
-        if (state / _PICKLED).exists() and not (state / _TENSORS).exists():
-            model = folder / "model.safetensors"
-            raise ValueError(
-                f"{state} was saved by an earlier agelib, in a form that can run code "
-                f"when it is read, so it is not opened. {model} still predicts. Rename "
-                "the folder to begin again, or pass fresh=True, and "
-                f"start={str(model)!r} to go on from its weights."
-            )
         try:
             check(*read(state))
         except ValueError as error:

@@ -199,16 +199,16 @@ def _fit_folds(
     began = time.perf_counter()
     histories = []
     # as many as there are different photos, if these are fewer
-    folds = data.split(faces, recipe.folds)["fold"].nunique()
+    faces = data.split(faces, recipe.folds)
+    folds = faces["fold"].nunique()
     for fold in range(folds):
         if _is_first():
             print(f"Fold {fold}, number {fold + 1} of {folds}")
         left = time_limit - (time.perf_counter() - began) / 3600
-        sides = data.hold_out(faces, recipe.folds, fold)
+        held_out, place = faces["fold"] == fold, folder / f"fold-{fold}"
+        sides = faces[~held_out], faces[held_out]
         try:
-            history = fit(
-                recipe, *sides, folder / f"fold-{fold}", time_limit=left, **options
-            )
+            history = fit(recipe, *sides, place, time_limit=left, **options)
         except (TimeoutError, KeyboardInterrupt) as stop:
             if fold == 0:
                 raise
@@ -293,17 +293,19 @@ def main() -> None:
     parser.add_argument(
         "--folds",
         type=int,
-        default=env.folds(),
         help="train so many networks, each without one fold of the faces",
     )
     asked = parser.parse_args()
-    if asked.folds < 1:
-        parser.error(f"--folds is {asked.folds}, but should be 1 or more")
-    faces = data.read_train(env.data_folder())
-    chosen = default(len(faces), hardware.device())
-    options = {"fresh": asked.fresh, "time_limit": env.time_limit_hours()}
-    if asked.folds > 1:
-        chosen = replace(chosen, folds=asked.folds)
+    # of a training, a launcher wants to see where its processes failed
+    with env.plain_errors():
+        folds = env.folds() if asked.folds is None else asked.folds
+        faces = data.read_train(env.data_folder())
+        chosen = default(len(faces), hardware.device())
+        options = {"fresh": asked.fresh, "time_limit": env.time_limit_hours()}
+    if folds < 1:
+        parser.error(f"--folds is {folds}, but should be 1 or more")
+    if folds > 1:
+        chosen = replace(chosen, folds=folds)
         folder = runs.folder(chosen, faces, cross_validation=True)
         cross_validate(chosen, faces, folder, **options)
     else:

@@ -15,8 +15,9 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from agelib import conformal, data, degrade, metrics, predict
+from agelib.ages import read_off
 from agelib.model import Trained
-from agelib.tables import finite
+from agelib.tables import finite, require
 
 LEAST = 30
 # a column with more values than these is no grouping
@@ -57,7 +58,7 @@ def uncalibrated(
 
     Of whole ages, as calibrated ones are, so that their widths can be compared.
     """
-    own = predict.read_off(probabilities, conformal.UNCALIBRATED, level)
+    own = read_off(probabilities, conformal.UNCALIBRATED, level)
     return faces.assign(**own)
 
 
@@ -191,17 +192,12 @@ def by_column(table: pd.DataFrame, column: str, width: int = 20) -> pd.DataFrame
     Raises:
         ValueError: if there is no such column.
     """
-    if column not in table:
-        raise ValueError(
-            f"The table has no column {column!r}, only {', '.join(table)}."
-        )
+    require(table, column)
     rows = []
     known = table[table[column].notna()]
     for value, group in known.groupby(column, observed=True):
-        bands = [("all", group)]
-        if len(group):
-            bands += group.groupby(metrics.age_bands(group, width), observed=True)
-        for ages, faces in bands:
+        bands = group.groupby(metrics.age_bands(group, width), observed=True)
+        for ages, faces in [("all", group), *bands]:
             if len(faces) >= LEAST:
                 told = metrics.summary(faces)[["faces", "mae", "low", "high", "bias"]]
                 inside = metrics.interval_coverage(faces)

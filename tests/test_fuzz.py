@@ -107,14 +107,17 @@ def test_damaged_images(tmp_path, kind):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype="uint8")
     file, path = io.BytesIO(), tmp_path / "face.jpg"
     Image.fromarray(pixels).save(file, kind)
+    read = 0
     for mutant in mutants(file.getvalue(), 60):
         path.write_bytes(mutant)
         image = read_or_refuse(images.read_image, str(path), naming=path)
+        read += image is not None
         if image is not None:
             assert image.mode == "RGB"
             assert min(image.size) >= images.SMALLEST
             # all of it is there
             assert np.asarray(image).shape == (image.height, image.width, 3)
+    assert 0 < read < 60
 
 
 def test_damaged_checkpoints(tmp_path):
@@ -125,12 +128,15 @@ def test_damaged_checkpoints(tmp_path):
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     faces = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    read = 0
     for mutant in mutants(whole[:header], 60):
         path.write_bytes(mutant + whole[header:])
         if trained := read_or_refuse(model.load, path, naming=path):
+            read += 1
             with torch.inference_mode():
                 shares = trained[0].probabilities(faces)
             assert shares.sum().item() == pytest.approx(1, abs=1e-4)
+    assert 0 < read < 60
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +179,15 @@ def test_damaged_distributions(run, tmp_path):
     faces = pd.read_csv(run.with_name("faces.csv"))
     path = copy / runs.DISTRIBUTIONS
     outcome.write_distributions(np.full((4, 101), 1 / 101), path)
+    read = 0
     for mutant in mutants(path.read_bytes(), 150):
         path.write_bytes(mutant)
         found = read_or_refuse(outcome.distributions, copy, faces, naming=path)
+        read += found is not None
         if found is not None:
             assert found.shape == (4, 101)
             np.testing.assert_allclose(found.sum(1), 1, atol=0.02)
+    assert 0 < read < 150
 
 
 @pytest.mark.parametrize("name", [runs.RECIPE, runs.VALIDATION])

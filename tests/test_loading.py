@@ -67,10 +67,17 @@ def test_augmentation_changes_with_the_epoch_and_follows_the_seed_alone(dataset)
 
 
 def test_faces_grow_with_the_epochs(dataset):
-    growing = replace(RECIPES["cpu"], image_size=128, first_size=64, epochs=4)
-    faces = loading.Faces(data.read_train(dataset), 128, growing)
+    faces = data.read_train(dataset)
+    growing = replace(
+        RECIPES["cpu"], image_size=128, first_size=64, epochs=4, grown_by=1.0
+    )
+    learned = loading.Faces(faces, 128, growing)
     # 48, 32, 16 and 0 pixels short of 128, in steps of 32
-    assert [faces[e, 0][0].shape[-1] for e in range(4)] == [64, 96, 128, 128]
+    assert [learned[e, 0][0].shape[-1] for e in range(4)] == [64, 96, 128, 128]
+    earlier = replace(growing, image_size=160, epochs=5, grown_by=0.8)
+    learned = loading.Faces(faces, 160, earlier)
+    # 72, 48, 24, 0 and 0 pixels short of 160
+    assert [learned[e, 0][0].shape[-1] for e in range(5)] == [96, 96, 128, 160, 160]
 
 
 def test_loader_processes_that_have_started_follow_a_new_size(dataset):

@@ -51,7 +51,7 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
     assert out.index("01_a.ipynb") < out.index("02_b.ipynb")
     assert "    from the first\n" in out
     assert "Validation error   2.50 years" in out
-    assert f"Submission         {folder / 'runs/quick/submission.csv'}" in out
+    assert "Submission " not in out
     assert "from the first" in (folder / "runs/quick/02_b.html").read_text()
     assert sorted(p.name for p in (folder / "runs").rglob("*.html")) == [
         "01_a.html",
@@ -60,6 +60,21 @@ def test_the_notebooks_run_in_order_and_become_pages(clone, capfd):
     ]
     assert out.endswith(f"Pages to read      {folder / 'runs/quick/index.html'}\n")
     assert (folder / "runs/quick/01_a.html").is_file()
+
+
+def test_without_a_list_of_test_faces_there_is_no_submission(
+    clone, dataset, monkeypatch, capfd
+):
+    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    folder = clone(**{"03_a": [TRAIN], "04_submission": ["1"], "05_b": ["print(5)"]})
+    __main__.main()
+    out = capfd.readouterr().out
+    assert f"Submission         {folder / 'runs/quick/submission.csv'}\n" in out
+    (dataset / "submission.csv").unlink()
+    __main__.main()
+    out = capfd.readouterr().out
+    assert f"left out: there is no {dataset / 'submission.csv'}\n05_b.ipynb\n" in out
+    assert "Submission " not in out
 
 
 def test_a_page_that_moves_into_the_runs_folder_links_from_there(clone):

@@ -262,6 +262,10 @@ def test_a_checkpoint_whose_recipe_is_none_is_refused(tmp_path, text, told):
         ({"backbone": "resnet18.mine"}, "no backbone 'resnet18.mine'"),
         ({"backbone": "hf-hub:a/b"}, "backbone is 'hf-hub:a/b'"),
         ({"backbone": "test_vit.r160_in1k"}, "takes faces of 160 pixels a side alone"),
+        (
+            {"backbone": "test_vit.r160_in1k", "image_size": 160, "first_size": 96},
+            "first_size is 96, but test_vit.r160_in1k takes faces of 160 pixels",
+        ),
         ({"more": 1}, "choices that this agelib lacks: 'more'"),
     ],
 )

@@ -138,15 +138,6 @@ def test_one_face_or_very_many_can_be_drawn(n):
     assert ax.get_title() == f"MAE 1.00 years, n = {n:,}"
 
 
-def test_residuals_stand_over_the_predicted_age(ax):
-    assert plots.residuals(THREE, ax) is ax
-    points = ax.collections[0].get_offsets().data.tolist()
-    assert sorted(points) == [[21, 1], [38, -2], [63, 3]]
-    assert ax.get_title() == "Residuals: mean +0.67, SD 2.05 years"
-    assert list(ax.lines[0].get_ydata()) == [0, 0]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.PRED, plots.ERROR)
-
-
 @pytest.mark.parametrize("given", [BANDED, metrics.by_age_band(BANDED)])
 def test_error_by_age_band_shows_error_interval_and_count(ax, given):
     assert plots.error_by_age_band(given, ax) is ax
@@ -181,11 +172,11 @@ def test_bias_by_age_is_the_mean_of_signed_errors(ax):
 
 def test_cumulative_score_has_a_line_a_predictor(ax):
     tables = {"ours": THREE, "median": THREE.assign(pred_age=40)}
-    assert plots.cumulative_score(tables, ax, max_years=4) is ax
+    assert plots.cumulative_score(tables, ax) is ax
     ours, median = ax.lines
-    assert ours.get_xdata().tolist() == [0, 1, 2, 3, 4]
-    assert ours.get_ydata() == pytest.approx([0, 100 / 3, 200 / 3, 100, 100])
-    assert median.get_ydata() == pytest.approx([100 / 3] * 5)
+    assert ours.get_xdata().tolist() == [*range(16)]
+    assert ours.get_ydata() == pytest.approx([0, 100 / 3, 200 / 3] + 13 * [100])
+    assert median.get_ydata() == pytest.approx([100 / 3] * 16)
     assert legend(ax) == ["ours: 100% within 5 years", "median: 33% within 5 years"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("k, years", "faces, %")
 
@@ -315,7 +306,6 @@ def test_prediction_histogram_compares_shares_of_each(ax):
 TABLE_IN = {
     plots.age_histogram: "age",
     plots.pred_vs_true: "pred_age",
-    plots.residuals: "age",
     plots.error_by_age_band: "age",
     plots.bias_by_age: "pred_age",
     lambda table: plots.cumulative_score({"ours": table}): "age",
@@ -340,5 +330,5 @@ def test_a_missing_column_or_an_empty_table_is_named(function, column):
 
 
 def test_plots_without_axes_make_their_own():
-    first, second = plots.pred_vs_true(THREE), plots.residuals(THREE)
+    first, second = plots.pred_vs_true(THREE), plots.pred_vs_true(THREE)
     assert first.figure is not second.figure

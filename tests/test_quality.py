@@ -97,7 +97,7 @@ def test_sharpness_is_the_variance_of_the_laplacian(tmp_path):
 
 def test_measure_keeps_the_rows_and_adds_four_columns(faces):
     table = faces(a=picture(0), b=picture(1)).assign(age=[1.0, 2.0])
-    measured = quality.measure(table, workers=1)
+    measured = quality.measure(table)
     pd.testing.assert_frame_equal(measured[table.columns], table)
     added = ["grayscale", "light", "contrast", "sharpness"]
     assert measured.columns.tolist() == [*table.columns, *added]

@@ -64,7 +64,7 @@ def test_an_unknown_recipe_is_named_with_the_ones_there_are(monkeypatch):
 def test_compare_shows_one_row_a_choice_and_one_column_a_recipe():
     table = recipe.compare(recipe.get("original"), recipe.get("cpu"))
     assert list(table) == ["original", "cpu"]
-    assert table.loc["image_size"].tolist() == ["224", "192"]
+    assert table.loc["image_size"].tolist() == ["224", "160"]
     assert "name" not in table.index
 
 
@@ -105,6 +105,7 @@ NAMES = "a name that a file can have, of at most 100 letters"
         ("patience", -1, "a whole number from 0 to 10000"),
         ("first_size", 31, "0, or from 32 to 64"),
         ("first_size", 65, "0, or from 32 to 64"),
+        ("grown_by", 0, "a number from 0.01 to 1"),
         ("frozen_stages", 2**31, "a whole number from 0 to 100"),
         ("dropout", 1.0, "a number from 0 to 0.99"),
         ("batch_size", 0, "a whole number from 1 to 100000"),

@@ -1,9 +1,9 @@
-"""Ages from trained models: decoding.py DATASET RUN [RUN ...] [--sizes 192 224].
+"""Ages from trained models: decoding.py DATASET RUN [RUN ...] [--sizes 128 192].
 
 Compares, on the validation faces that none of the runs learned from: the median, mean
-and mode of the distribution, with and without the mirror image, faces of other
-sizes, all runs together (distributions averaged), and one model of their averaged
-weights. Prints the table and writes it to `decoding.csv` beside the first run.
+and mode of the distribution, one to six views, faces of other sizes, all runs together
+(distributions averaged), and one model of their averaged weights. Prints the table and
+writes it to `decoding.csv` beside the first run.
 """
 
 import argparse
