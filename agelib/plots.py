@@ -5,6 +5,7 @@ empty, lacks a column or holds a number that is not finite is a ValueError every
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from io import BytesIO
 from itertools import cycle, islice
 
@@ -30,7 +31,8 @@ TRUE, PRED, ERROR = "true age, years", "predicted age, years", "predicted - true
 def use_sharp_figures() -> None:
     """Shows a notebook's figures with two pixels a point, as dense screens have.
 
-    As JPEG: IPython's own 'retina' figures are PNG, three times as large with photos.
+    Pictures as JPEG and charts as PNG with 64 colours: IPython's own 'retina' figures
+    are three times as large.
     """
     # in notebooks alone, which bring it along
     from IPython import get_ipython
@@ -38,17 +40,24 @@ def use_sharp_figures() -> None:
     # loaded with the first figure, the notebooks' backend would choose formats again
     plt.switch_backend(plt.get_backend())
     formatters = get_ipython().display_formatter.formatters
-    formatters["image/png"].pop(Figure, None)
-    formatters["image/jpeg"].for_type(Figure, _sharp)
+    formatters["image/png"].for_type(Figure, partial(_sharp, pictures=False))
+    formatters["image/jpeg"].for_type(Figure, partial(_sharp, pictures=True))
 
 
-def _sharp(figure: Figure) -> tuple[bytes, dict[str, int | str]]:
-    jpeg = BytesIO()
-    options = {"dpi": 200, "bbox_inches": "tight", "pil_kwargs": {"quality": 50}}
-    figure.savefig(jpeg, format="jpeg", **options)
-    width, height = Image.open(jpeg).size
+def _sharp(figure: Figure, pictures: bool) -> tuple[bytes, dict[str, int | str]] | None:
+    if any(ax.images for ax in figure.axes) != pictures:
+        return None
+    drawn, file = BytesIO(), BytesIO()
+    figure.savefig(drawn, dpi=200, bbox_inches="tight")
+    image = Image.open(drawn).convert("RGB")
+    if pictures:
+        image.save(file, "JPEG", quality=50)
+    else:
+        few = image.quantize(64, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
+    width, height = image.size
     told = {"width": width // 2, "height": height // 2, "alt": _message(figure)}
-    return jpeg.getvalue(), told
+    return file.getvalue(), told
 
 
 def _message(figure: Figure) -> str:
@@ -152,14 +161,19 @@ def error_by_slice(slices: DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def bias_by_age(table: DataFrame, width: int = 10, ax: Axes | None = None) -> Axes:
-    """Mean of predicted minus true age in each band, with its 95% interval."""
-    error, band = metrics.errors(table), metrics.age_bands(table, width)
+def bias_by_age(table: DataFrame, by: str = "age", ax: Axes | None = None) -> Axes:
+    """Mean of predicted minus true age in each band, with its 95% interval.
+
+    Args:
+        by: whose bands, those of the true `age` or of `pred_age`.
+    """
+    error, ages = metrics.errors(table), finite(table, by)
+    band = metrics.age_bands(DataFrame({"age": ages}))
     style = {"color": BLUE, "ls": "none", "capsize": 0.15, "err_kws": {"lw": 1.5}}
     ax = dress(ax, f"Bias: {error.mean():+.2f} years over all faces", "", "", (8, 3.5))
     sns.pointplot(x=band, y=error, seed=0, markersize=5, ax=ax, **style)
     ax.axhline(0, color=RED, zorder=0)
-    ax.set(xlabel=TRUE, ylabel=ERROR)
+    ax.set(xlabel=TRUE if by == "age" else PRED, ylabel=ERROR)
     ax.tick_params("x", labelsize="small")
     return ax
 
@@ -266,7 +280,7 @@ def history_curves(history: DataFrame) -> np.ndarray:
     require(history, "epoch", *units)
     fold = history.get("fold", Series(0, history.index))
     best = history.loc[history["val_mae"].groupby(fold).idxmin()]
-    found = f"Best: {best['val_mae'].mean():.2f} years, "
+    found = f"Validation: {best['val_mae'].mean():.2f} years, "
     one = len(best) == 1
     found += f"epoch {best['epoch'].item()}" if one else f"mean of {len(best)} folds"
     titles = "Training loss", found, "Learning rate"
@@ -283,13 +297,13 @@ def history_curves(history: DataFrame) -> np.ndarray:
 def prediction_histogram(
     table: DataFrame, train_table: DataFrame, ax: Axes | None = None
 ) -> Axes:
-    """Predicted ages beside those of labelled faces, as shares of each."""
+    """The outline of predicted ages over that of labelled faces, as shares of each."""
     true, pred = finite(train_table, "age"), finite(table, "pred_age")
     ages = {f"labelled ({len(true):,})": true, f"predicted ({len(pred):,})": pred}
     ax = dress(ax, "Predicted beside labelled ages", "", "", (7, 3.5))
-    style = {"multiple": "dodge", "palette": [ORANGE, BLUE], "edgecolor": "white"}
+    style = {"element": "step", "fill": False, "palette": [ORANGE, BLUE]}
     bins = {
-        "binrange": (0, 120),
+        "binrange": (0, 5 * (max(true.max(), pred.max()) // 5 + 1)),
         "binwidth": 5,
         "stat": "percent",
         "common_norm": False,

@@ -61,6 +61,15 @@ def ablation() -> pd.DataFrame:
     return named.join(table).reset_index(drop=True)
 
 
+def scores() -> pd.DataFrame:
+    """What three submissions scored on the competition's test faces, in years.
+
+    Columns `validation`, the error on the held-out faces, with its 95% interval
+    `low`..`high`, and `test`.
+    """
+    return _read("scores.csv").set_index("network")
+
+
 def decoding() -> pd.DataFrame:
     """The error by faces' size, number of views, and how an age is read off."""
     return _read("decoding.csv")

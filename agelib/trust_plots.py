@@ -106,7 +106,7 @@ def age_gate(
         published: shares of minors passed that others have reached, as lines.
         challenges: which points bear their challenge age.
     """
-    title = "A gate for adults: who passes, who is refused?"
+    title = "A gate for adults: who passes, who is refused? (log axes)"
     labels = "adults refused", "14 to 17 year olds who pass"
     ax = dress(ax, title, *labels, (6.5, 5))
     ax.set(xscale="log", yscale="log")

@@ -141,6 +141,21 @@ def test_coverage_counts_whole_years_and_all_above_100_as_100():
     assert metrics.inside(table).tolist() == [True, False, True]
 
 
+def test_two_predictors_are_compared_face_by_face():
+    true = np.tile([20.0, 40.0, 60.0], 100)
+    one, other = ages(true, true + 3), ages(true, true - np.tile([2.0, 4.0, 6.0], 100))
+    # 3 - 2, 3 - 4 and 3 - 6 years
+    found = metrics.compare(one, other)
+    assert found["difference"] == pytest.approx(-1)
+    # of a mean of 300 such, whose standard deviation is 1.63
+    assert found["low"] == pytest.approx(-1 - 1.96 * 1.63 / 300**0.5, abs=0.02)
+    assert found["high"] == pytest.approx(-1 + 1.96 * 1.63 / 300**0.5, abs=0.02)
+    # whichever way each of them errs, and however hard the faces are
+    assert metrics.compare(ages(true, true - 30), ages(true, true + 30)).eq(0).all()
+    with pytest.raises(ValueError, match="not of the same faces"):
+        metrics.compare(one, other.iloc[::-1])
+
+
 TABLE_IN = [
     metrics.mae,
     metrics.errors,
@@ -150,6 +165,7 @@ TABLE_IN = [
     lambda table: metrics.by_slice(table, {}),
     lambda table: metrics.constant_mae(table, table),
     metrics.interval_coverage,
+    lambda table: metrics.compare(table, table),
 ]
 
 

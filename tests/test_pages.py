@@ -147,7 +147,8 @@ def figure_cell(shell: InteractiveShell, figure) -> nbformat.NotebookNode:
     """A cell that has drawn a figure, as a kernel sends it."""
     plots.use_sharp_figures()
     data, told = shell.display_formatter.format(figure)
-    data["image/jpeg"] = base64.b64encode(data["image/jpeg"]).decode()
+    for kind in data.keys() & {"image/jpeg", "image/png"}:
+        data[kind] = base64.b64encode(data[kind]).decode()
     shown = new_output("display_data", data, metadata=told)
     return new_code_cell("plt.show()", outputs=[shown])
 

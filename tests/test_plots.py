@@ -38,12 +38,19 @@ def test_sharp_figures_have_two_pixels_a_point(shell, ax):
     plots.use_sharp_figures()
     ax.figure.set_size_inches(4, 3)
     seen, told = shell.display_formatter.format(ax.figure)
-    assert "image/png" not in seen
-    size = Image.open(BytesIO(seen["image/jpeg"])).size
-    points = told["image/jpeg"]["width"], told["image/jpeg"]["height"]
-    assert points == (size[0] // 2, size[1] // 2)
+    assert "image/jpeg" not in seen
+    chart = Image.open(BytesIO(seen["image/png"]))
+    points = told["image/png"]["width"], told["image/png"]["height"]
+    assert points == (chart.width // 2, chart.height // 2)
+    assert len(chart.getcolors()) <= 64
     # 100 points an inch, but for the margins that are cut
     assert 300 < points[0] <= 410
+    # what holds a photo is no chart
+    ax.imshow(np.zeros((2, 2)))
+    seen, told = shell.display_formatter.format(ax.figure)
+    assert "image/png" not in seen
+    photo = Image.open(BytesIO(seen["image/jpeg"]))
+    assert photo.width // 2 == told["image/jpeg"]["width"]
 
 
 THREE = ages([20, 40, 60], [21, 38, 63])
@@ -167,7 +174,13 @@ def test_bias_by_age_is_the_mean_of_signed_errors(ax):
     assert ticks(ax.xaxis) == ["0-9", "20-29", "110-119"]
     assert ax.get_title() == "Bias: -3.60 years over all faces"
     assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.TRUE, plots.ERROR)
-    assert ticks(plots.bias_by_age(BANDED, width=100).xaxis) == ["0-99", "100-199"]
+
+
+def test_bias_may_be_told_by_predicted_age(ax):
+    plots.bias_by_age(BANDED, "pred_age", ax)
+    assert ax.lines[0].get_ydata().tolist() == [1, 3, -3, -16]
+    assert ticks(ax.xaxis) == ["0-9", "10-19", "20-29", "100-109"]
+    assert ax.get_xlabel() == plots.PRED
 
 
 def test_cumulative_score_has_a_line_a_predictor(ax):
@@ -194,7 +207,7 @@ def test_history_curves_mark_the_best_epoch():
     axes = plots.history_curves(history)
     drawn = [ax.lines[0].get_ydata().tolist() for ax in axes]
     assert drawn == [[3, 2, 1], [6, 4.5, 5], [0.1, 0.2, 0.3]]
-    assert axes[1].get_title() == "Best: 4.50 years, epoch 2"
+    assert axes[1].get_title() == "Validation: 4.50 years, epoch 2"
     assert [data[0] for data in axes[1].lines[1].get_data()] == [2, 4.5]
     assert {ax.get_xlabel() for ax in axes} == {"epoch"}
     assert [ax.get_ylabel() for ax in axes] == ["loss", "MAE, years", "learning rate"]
@@ -251,7 +264,7 @@ def test_history_curves_draw_a_line_for_each_fold():
     drawn = [line.get_ydata().tolist() for line in axes[1].lines]
     assert drawn == [[6, 4.5], [5, 5.5], [4.5, 5]]
     assert axes[1].lines[2].get_xdata().tolist() == [2, 1]
-    assert axes[1].get_title() == "Best: 4.75 years, mean of 2 folds"
+    assert axes[1].get_title() == "Validation: 4.75 years, mean of 2 folds"
 
 
 def test_beside_draws_one_plot_of_each_table_under_its_name():
@@ -297,8 +310,10 @@ def test_forest_orders_changes_by_group_and_colours_what_is_more_than_chance(ax)
 def test_prediction_histogram_compares_shares_of_each(ax):
     test = pd.DataFrame({"pred_age": [3.0, 21.0, 22.0, 119.0]})
     assert plots.prediction_histogram(test, ages([1, 22]), ax) is ax
-    assert sorted(bars(ax, plots.ORANGE).values()) == [50, 50]
-    assert sorted(bars(ax, plots.BLUE).values()) == [25, 25, 50]
+    shares = {to_hex(line.get_color()): line.get_ydata() for line in ax.lines}
+    # in bins of five years; the line ends where the last bin does
+    assert shares[plots.ORANGE].tolist() == [50, 0, 0, 0, 50] + 20 * [0]
+    assert shares[plots.BLUE].tolist() == [25, 0, 0, 0, 50] + 18 * [0] + [25, 25]
     assert legend(ax) == ["labelled (2)", "predicted (4)"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("age, years", "faces, %")
 

@@ -50,6 +50,16 @@ def test_a_variant_is_compared_with_the_base_of_its_seeds():
     assert table.notna().all(axis=None)
 
 
+@pytest.mark.parametrize(
+    ("network", "run"), [("quick", "quick"), ("four networks averaged", "best")]
+)
+def test_a_score_stands_beside_the_validation_error(network, run):
+    told = results.scores().loc[network]
+    measured = metrics.summary(results.validation(run))
+    for ours, theirs in (("validation", "mae"), ("low", "low"), ("high", "high")):
+        assert told[ours] == round(measured[theirs], 2)
+
+
 def test_what_a_spoiled_photo_costs_is_told_beside_the_same_faces_as_they_are():
     table = results.robustness()
     as_it_is = table[table["photo"] == "as it is"].set_index("network")["mae"]
@@ -76,6 +86,7 @@ def test_the_wheel_brings_the_tables_and_no_picture(tmp_path):
         }
     needed = {"faces.csv", "ages.csv", "ablation.csv", "ablation_groups.csv"}
     needed |= {"robustness.csv", "decoding.csv", "detectors.csv", "framing.csv"}
+    needed |= {"scores.csv"}
     needed |= {f"{run}/validation.csv" for run in ("cpu", "quick", "lite0", "best")}
     needed |= {f"{run}/history.csv" for run in ("cpu", "quick", "lite0")}
     tables = ("faces", "reliability", "coverage", "groups")

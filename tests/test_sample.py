@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from io import BytesIO
 from pathlib import Path
 
@@ -111,9 +111,13 @@ def test_a_tenth_is_grayscale(split):
 
 
 def test_some_faces_are_dark_and_some_overexposed():
-    means = np.array([pixels(name).mean() for name in jpegs("train")])
-    assert (means < 80).sum() >= 5
-    assert (means > 215).sum() >= 5
+    faults = [portrait.fault for portrait in sample.plan_sample()[0]]
+    light = defaultdict(list)
+    for number, fault in enumerate(faults):
+        light[fault].append(pixels(f"train/image_{number}.jpg").mean())
+    assert max(light["dark"]) < 80 < np.median(light[""])
+    assert np.median(light["overexposed"]) > 1.2 * np.median(light[""])
+    assert min(len(light["dark"]), len(light["overexposed"])) >= 5
 
 
 def test_four_train_pairs_are_identical_and_disagree_on_the_age():
@@ -220,7 +224,9 @@ def test_failure_leaves_the_old_sample_whole(small, monkeypatch):
     before = digests(small)
     calls = iter(range(3))
     monkeypatch.setattr(
-        sample, "draw_face", lambda age, rng: Image.new("RGB", (9, next(calls) + 9))
+        sample,
+        "draw_face",
+        lambda age, rng, size: Image.new("RGB", (9, next(calls) + 9)),
     )
     with pytest.raises(StopIteration):
         sample.write_sample(small, **SMALL)
@@ -230,7 +236,8 @@ def test_failure_leaves_the_old_sample_whole(small, monkeypatch):
 
 def test_an_existing_sample_is_replaced(small, monkeypatch, tmp_path):
     folder = tmp_path / "sample"
-    monkeypatch.setattr(sample, "draw_face", lambda age, rng: Image.new("RGB", (9, 9)))
+    small = Image.new("RGB", (9, 9))
+    monkeypatch.setattr(sample, "draw_face", lambda age, rng, size: small)
     sample.write_sample(folder, **SMALL)
     sample.write_sample(folder, n_train=16, n_test=3)
     assert len(list((folder / "train").iterdir())) == 16

@@ -41,7 +41,9 @@ class Portrait:
     def jpeg(self) -> bytes:
         """The file: equal portraits give equal bytes."""
         rng = np.random.default_rng(self.seed)
-        face = _spoil(draw_face(self.age, rng), self.fault, rng)
+        portrait = _spoil(draw_face(self.age, rng, size=330), self.fault, rng)
+        # as tight as the competition's: from the hairline to the chin
+        face = portrait.crop((65, 85, 265, 285))
         if self.copy:
             face = ImageEnhance.Brightness(face).enhance(1.06)
         file = BytesIO()
