@@ -84,7 +84,7 @@ def abstention(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Ax
         label = f"{name}, chosen by their errors"
         ax.plot(answered, table["ideal"], ":", color=colour, label=label)
     # with room for the legend above the curves
-    ax.set(xlim=(0, 102), ylim=(0, 1.4 * ax.get_ylim()[1]))
+    ax.set(xlim=(0, 102), ylim=(0, 1.7 * ax.get_ylim()[1]))
     ax.legend(fontsize="small", loc="upper left")
     return ax
 
@@ -114,7 +114,7 @@ def age_gate(
         require(table, "challenge", "who", "share", "faces")
         rows = dict(list(table.set_index("challenge").groupby("who")))
         x, y = (rows[who] for who in ("adults refused", "14 to 17 passed"))
-        if reason := _too_few(x, "of adults") or _too_few(y, "of 14 to 17"):
+        if reason := _too_few(x, "adults") or _too_few(y, "of 14 to 17"):
             ax.plot([], [], color=colour, label=f"{name}: {reason}")
             continue
         curve = pd.DataFrame({"x": x["share"], "y": y["share"]})
@@ -147,7 +147,7 @@ def _percent(share: float, _: int) -> str:
 
 def _too_few(rows: pd.DataFrame, who: str) -> str:
     n = rows["faces"].max()
-    return f"only {n} faces {who}" if n < LEAST else ""
+    return f"only {n} {who}" if n < LEAST else ""
 
 
 def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

@@ -490,7 +490,8 @@ def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_pat
     out = tmp_path / "out"
     call(load("trust"), dataset, run, out, "--columns", tmp_path / "groups.csv")
     written = {path.stem: pd.read_csv(path) for path in out.iterdir()}
-    assert set(written) == {"faces", "reliability", "coverage", "bandwidth", "groups"}
+    kinds = {"faces", "reliability", "coverage", "bandwidth", "methods", "groups"}
+    assert set(written) == kinds
     # no name of a face, and no group of one
     columns = ["age", "pred_age", "low", "high", "fold"]
     assert written["faces"].columns.tolist() == columns
@@ -500,6 +501,23 @@ def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_pat
     at_90 = written["reliability"].set_index("level").loc[0.9, "coverage"]
     assert at_90 == pytest.approx(metrics.interval_coverage(told), abs=1e-4)
     assert written["bandwidth"]["bandwidth"].tolist() == [5, 10, 20, 40, 1000]
+
+
+def test_conformalised_quantile_regression_widens_as_much_as_is_needed():
+    trust = load("trust")
+    # of nineteen faces, the eighteenth must be reached to hold nine of the next ten
+    assert trust._enough(np.arange(19.0), 0.9) == 17
+    assert trust._enough(np.arange(5.0), 0.9) == 4
+    table = pd.DataFrame(
+        {"pred_age": [30.2, 2.0], "low": [20.5, 0.5], "high": [41.9, 9]}
+    )
+    wider = trust._widened(table, np.array([2.0, 3.0]))
+    assert wider["low"].tolist() == [19, 0]
+    assert wider["high"].tolist() == [43, 12]
+    # never without the answer
+    narrow = trust._widened(table, -15.0)
+    assert (narrow["low"] <= narrow["pred_age"].round()).all()
+    assert (narrow["high"] >= narrow["pred_age"].round()).all()
 
 
 def test_decoding_compares_medians_means_and_modes_of_each_view_and_size(

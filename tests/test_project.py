@@ -287,6 +287,16 @@ def test_the_page_of_the_notebooks_lists_every_setting():
     assert sorted(listed) == sorted(set(re.findall(r"\bAGELIB_[A-Z_]+", code)))
 
 
+def test_what_other_calibrations_hold_is_told_as_it_was_measured():
+    rows = cells("data/results/README.md")
+    first = [row[0] for row in rows].index("method") + 1
+    for told, kept in zip(
+        rows[first:], pd.read_csv(RESULTS / "trust" / "methods.csv").itertuples()
+    ):
+        shares = f"{kept.coverage:.1%}", f"{kept.width:.1f}", f"{kept.least:.0%}"
+        assert told[1:] == [*shares]
+
+
 def test_what_bad_photos_cost_is_told_as_it_was_measured():
     table = pd.read_csv(RESULTS / "robustness.csv")
     measured = table.set_index(["photo", "network"])["mae"]

@@ -100,9 +100,9 @@ def test_a_gate_without_enough_faces_of_a_kind_says_so():
     tables = {"few": gate(8), "no minors": grown_up, "no adults": children}
     ax = trust_plots.age_gate(tables)
     assert legend(ax) == [
-        "few: only 8 faces of adults",
-        "no minors: only 0 faces of 14 to 17",
-        "no adults: only 0 faces of adults",
+        "few: only 8 adults",
+        "no minors: only 0 of 14 to 17",
+        "no adults: only 0 adults",
     ]
     assert not [line for line in ax.lines if len(line.get_xdata())]
 
