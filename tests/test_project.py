@@ -290,11 +290,11 @@ def test_the_page_of_the_notebooks_lists_every_setting():
 def test_what_other_calibrations_hold_is_told_as_it_was_measured():
     rows = cells("data/results/README.md")
     first = [row[0] for row in rows].index("method") + 1
-    for told, kept in zip(
-        rows[first:], pd.read_csv(RESULTS / "trust" / "methods.csv").itertuples()
-    ):
-        shares = f"{kept.coverage:.1%}", f"{kept.width:.1f}", f"{kept.least:.0%}"
-        assert told[1:] == [*shares]
+    table = pd.read_csv(RESULTS / "trust" / "methods.csv")
+    assert [told for _, *told in rows[first : first + len(table)]] == [
+        [f"{kept.coverage:.1%}", f"{kept.width:.1f}", f"{kept.least:.0%}"]
+        for kept in table.itertuples()
+    ]
 
 
 def test_what_bad_photos_cost_is_told_as_it_was_measured():

@@ -51,7 +51,8 @@ def test_a_variant_is_compared_with_the_base_of_its_seeds():
 
 
 @pytest.mark.parametrize(
-    ("network", "run"), [("quick", "quick"), ("four networks averaged", "best")]
+    ("network", "run"),
+    [("quick", "quick"), ("cpu", "cpu"), ("four networks averaged", "best")],
 )
 def test_a_score_stands_beside_the_validation_error(network, run):
     told = results.scores().loc[network]
