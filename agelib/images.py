@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import stat
 import threading
 import warnings
@@ -119,7 +120,8 @@ def read_file(path: Path | str) -> bytes:
 
 def each(function: Callable, paths: Sequence[str], doing: str) -> list:
     """What a function makes of each file, in order; a bar shows what it is doing."""
-    with ThreadPool() as threads:
+    # more than cores, for a mounted folder keeps them waiting
+    with ThreadPool((os.cpu_count() or 1) + 4) as threads:
         # one by one, a million files that wait would take two gigabytes
         made = threads.imap(function, paths, chunksize=16)
         return list(tqdm(made, doing, len(paths), delay=2, leave=False))

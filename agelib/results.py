@@ -65,7 +65,7 @@ def scores() -> pd.DataFrame:
     """What three submissions scored on the competition's test faces, in years.
 
     Columns `validation`, the error on the held-out faces, with its 95% interval
-    `low`..`high`, and `test`.
+    `low`..`high`, and `test`, the score, with its `standard_error`.
     """
     return _read("scores.csv").set_index("network")
 

@@ -296,7 +296,7 @@ def main() -> None:
         help="train so many networks, each without one fold of the faces",
     )
     asked = parser.parse_args()
-    # of a training, a launcher wants to see where its processes failed
+    # not of the training: where a process failed, a launcher tells by its traceback
     with env.plain_errors():
         folds = env.folds() if asked.folds is None else asked.folds
         faces = data.read_train(env.data_folder())

@@ -190,7 +190,7 @@ def by_column(table: pd.DataFrame, column: str, width: int = 20) -> pd.DataFrame
         all ages: `column`, `value`, `ages`, `faces`, `mae` with its 95% bootstrap
         interval `low`..`high`, `bias` and `coverage`.
     Raises:
-        ValueError: if there is no such column.
+        ValueError: if there is no such column, or no face.
     """
     require(table, column)
     rows = []

@@ -1,5 +1,6 @@
 """A cross-validation: a network for each fold, and answers of it for all faces."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,13 @@ def test_a_network_judges_only_faces_that_it_held_out(run, faces, recipe, tmp_pa
     np.testing.assert_allclose(outcome.unseen([alone], faces)["pred_age"], told)
     alone.rename(two[0])
     # together: three networks for the faces of fold 0, one for the others
+    # another file in a run's folder is judged by itself
+    other = models[0].with_name("other.safetensors")
+    shutil.copy(models[1], other)
+    held_out = outcome.validation(other.parent, faces)
+    told = predict.predict(model.load(other), held_out)["pred_age"]
+    np.testing.assert_allclose(outcome.unseen([other], faces)["pred_age"], told)
+    other.unlink()
     all_five = outcome.unseen([*models, *two], faces)
     assert len(all_five) == len(faces)
     elsewhere = oof["path"].isin(sides[0]["path"])
@@ -397,4 +405,22 @@ def test_the_command_line_trains_as_many_folds_as_asked(
     assert len(pd.read_csv(tmp_path / "runs" / "tiny-2-folds" / "oof.csv")) == 40
     monkeypatch.setattr(sys, "argv", ["train", "--folds", "0"])
     with pytest.raises(SystemExit):
+        train.main()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("AGELIB_FOLDS", "x", "AGELIB_FOLDS"),
+        ("AGELIB_DATA", "nowhere", "it holds no train.csv"),
+    ],
+)
+def test_the_command_ends_with_a_sentence_where_a_setting_is_wrong(
+    dataset, monkeypatch, variable, value, told
+):
+    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    # a text, where a traceback would be an error of another kind
+    with pytest.raises(SystemExit, match=told):
         train.main()

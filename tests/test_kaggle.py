@@ -6,6 +6,7 @@ import sys
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,21 @@ def built(tmp_path_factory) -> Path:
         (missing,) = kaggle.build("anna-b", folder)
     assert "tf_efficientnetv2_s.in1k" in missing
     return folder
+
+
+def test_a_build_that_fails_leaves_the_last_one(tmp_path, monkeypatch):
+    earlier = tmp_path / "kaggle" / "01_eda" / "kernel-metadata.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("edited")
+
+    def fail(folder):
+        raise CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(kaggle, "_wheel", fail)
+    with pytest.raises(CalledProcessError):
+        kaggle.build("anna-b", tmp_path / "kaggle")
+    assert earlier.read_text() == "edited"
+    assert [path.name for path in tmp_path.iterdir()] == ["kaggle"]
 
 
 @pytest.fixture
