@@ -131,18 +131,31 @@ def unseen(
     """
     total = np.zeros((len(faces), N_AGES), np.float32)
     voices = np.zeros(len(faces))
-    for path in map(Path, paths):
-        run = path.parent if (path.parent / runs.RECIPE).is_file() else None
-        held_out = validation(run, faces) if run else _new_to_a_checkpoint(faces)
-        new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
-        if run and path.name == runs.MODEL and views is None:
-            total[new] += distributions(run, faces)
-        else:
-            total[new] += predict.distributions(model.load(path), faces[new], views)
+    for path in paths:
+        new, probabilities = answers(path, faces, views)
+        total[new] += probabilities
         voices += new
     known = voices > 0
     mean = total[known] / voices[known, None]
     return predict.cross_calibrated(mean, faces[known])
+
+
+def answers(
+    path: Path, faces: pd.DataFrame, views: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model says of the faces that it has not learned from; as `unseen`.
+
+    Returns:
+        Which of the faces these are, bool (faces,), and their distributions, float32
+        (these, 101).
+    """
+    path = Path(path)
+    run = path.parent if (path.parent / runs.RECIPE).is_file() else None
+    held_out = validation(run, faces) if run else _new_to_a_checkpoint(faces)
+    new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
+    if run and path.name == runs.MODEL and views is None:
+        return new, distributions(run, faces)
+    return new, predict.distributions(model.load(path), faces[new], views)
 
 
 def _new_to_a_checkpoint(faces: pd.DataFrame) -> pd.DataFrame:

@@ -33,12 +33,12 @@ def validation(run: str) -> pd.DataFrame:
 
     Columns `age`, `pred_age`, `low` and `high`, in years.
     """
-    return _read(f"{run}/validation.csv")[["age", "pred_age", "low", "high"]]
+    return _read(f"{run}/oof.csv")[["age", "pred_age", "low", "high"]]
 
 
 def held_out() -> pd.Series:
     """The digests of these faces, as `data.read_train` gives them."""
-    return _read("cpu/validation.csv")["digest"]
+    return _read("cpu/oof.csv")["digest"]
 
 
 def ablation() -> pd.DataFrame:

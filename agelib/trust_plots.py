@@ -1,5 +1,6 @@
 """Draw what `trust` counts: on the axes given or on new ones, always returned."""
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import cycle
 
@@ -127,12 +128,12 @@ def age_gate(
             ax.annotate(f"{challenge}", point, color=colour, **offset)
     for name, share in (published or {}).items():
         ax.axhline(share, color="0.4", ls=":", lw=1)
+        # the curves fall: at that end they are far from the line
+        is_low = share**2 < math.prod(ax.get_ylim())
+        x, end = (0.01, "left") if is_low else (0.99, "right")
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3)}
-        style = {"textcoords": "offset points", "size": "x-small", "ha": "right"}
-        style["bbox"] = {"color": "white", "pad": 1}
-        # the curves lie on top of it
-        style["zorder"] = 1.9
-        ax.annotate(name, (0.99, share), **place, **style)
+        style = {"textcoords": "offset points", "size": "x-small", "ha": end}
+        ax.annotate(name, (x, share), **place, **style)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(_percent))

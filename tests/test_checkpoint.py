@@ -10,7 +10,7 @@ from agelib import data, metrics, model, predict
 
 DATA = Path(__file__).parents[1] / "data"
 CHECKPOINT = DATA / "checkpoints" / "lite0.safetensors"
-RESULTS = pd.read_csv(DATA / "results" / "lite0" / "validation.csv")
+RESULTS = pd.read_csv(DATA / "results" / "lite0" / "oof.csv")
 
 
 def test_the_checkpoint_is_small_and_learned_from_spoiled_faces_too():

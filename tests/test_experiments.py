@@ -27,6 +27,7 @@ from agelib import (
     files,
     metrics,
     model,
+    outcome,
     predict,
     results,
     runs,
@@ -109,7 +110,7 @@ def small_run(tmp_path_factory) -> Iterator[Callable]:
         yield train
 
 
-def outcome(run: Path) -> tuple[float, float]:
+def only_epoch(run: Path) -> tuple[float, float]:
     (epoch,) = pd.read_csv(run / runs.HISTORY).to_dict("records")
     return epoch["train_loss"], epoch["val_mae"]
 
@@ -119,13 +120,13 @@ def test_each_variant_trains_and_is_not_the_base(small_run, name):
     if "doubtful" in name:
         pytest.importorskip("cleanlab", reason="cleanlab finds the doubtful labels")
     run = small_run(name)
-    assert np.isfinite(outcome(run)).all()
+    assert np.isfinite(only_epoch(run)).all()
     noted = json.loads((run / runs.RECIPE).read_text())
     assert (noted["name"], noted["seed"], noted["folds"]) == (name, 0, 10)
     assert len(pd.read_csv(run / runs.VALIDATION)) == 4
     # here all faces are as small, and no two are copies
     same = name in ("base", "128 px", "no disagreeing copies")
-    assert (outcome(run) == outcome(small_run("base"))) == same
+    assert (only_epoch(run) == only_epoch(small_run("base"))) == same
 
 
 @pytest.fixture
@@ -453,6 +454,26 @@ def test_the_ensemble_says_the_median_of_the_mean_distribution(
     template = pd.read_csv(dataset / "submission.csv")
     assert submission["file_id"].equals(template["file_id"])
     assert submission["age"].tolist() == test_faces["pred_age"].tolist()
+
+
+def test_what_a_network_said_takes_its_place_in_an_ensemble(
+    call, dataset, models, held_out, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"])
+    said, out = tmp_path / "said", tmp_path / "out"
+    call(load("ensemble"), dataset, said, models[1], "--views", 1)
+    test_faces = data.read_test(dataset)
+    # as if it were sure that the ones are 80 years old, and the others 20
+    for name, faces, age in (("oof", held_out, 80), ("test", test_faces, 20)):
+        sure = np.eye(ages.N_AGES)[[age] * len(faces)]
+        outcome.write_distributions(sure, said / f"{name}.npz")
+    call(load("ensemble"), dataset, out, models[0], said, "--views", 1)
+    for name, faces, age in (("oof", held_out, 80), ("test", test_faces, 20)):
+        half = distributions(0, faces, views=1) / 2
+        half[:, age] += 0.5
+        expected = ages.quantile(half, 0.5)
+        told = pd.read_csv(out / f"{name}.csv")
+        np.testing.assert_allclose(told["pred_age"], expected, atol=2e-3)
 
 
 def test_robustness_tells_what_each_spoiled_photo_costs(

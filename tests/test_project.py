@@ -126,7 +126,7 @@ RESULTS = ROOT / "data" / "results"
 
 @cache
 def validation(run: str) -> pd.DataFrame:
-    return pd.read_csv(RESULTS / run / "validation.csv")
+    return pd.read_csv(RESULTS / run / "oof.csv")
 
 
 def measured(table: pd.DataFrame) -> tuple[str, str]:

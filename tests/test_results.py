@@ -88,7 +88,7 @@ def test_the_wheel_brings_the_tables_and_no_picture(tmp_path):
     needed = {"faces.csv", "ages.csv", "ablation.csv", "ablation_groups.csv"}
     needed |= {"robustness.csv", "decoding.csv", "detectors.csv", "framing.csv"}
     needed |= {"scores.csv"}
-    needed |= {f"{run}/validation.csv" for run in ("cpu", "quick", "lite0", "best")}
+    needed |= {f"{run}/oof.csv" for run in ("cpu", "quick", "lite0", "best")}
     needed |= {f"{run}/history.csv" for run in ("cpu", "quick", "lite0")}
     tables = ("faces", "reliability", "coverage", "groups")
     needed |= {f"trust/{name}.csv" for name in tables}

@@ -94,6 +94,13 @@ def test_an_age_gate_is_drawn_where_logarithms_exist():
     assert "50%" in [tick.get_text() for tick in ax.get_yticklabels()]
 
 
+def test_what_others_reached_is_named_at_the_end_that_the_curve_leaves_free():
+    """The curve falls from a half to a quarter."""
+    ax = trust_plots.age_gate({"ours": gate()}, {"worse": 0.49, "better": 0.26})
+    sides = {text.get_text(): text.get_ha() for text in ax.texts}
+    assert (sides["worse"], sides["better"]) == ("right", "left")
+
+
 def test_a_gate_without_enough_faces_of_a_kind_says_so():
     grown_up = trust.age_gate(predicted([30] * 40, [30] * 40), (18, 25))
     children = trust.age_gate(predicted([16] * 40, [16] * 40), (18, 25))

@@ -27,7 +27,7 @@ WALL = 10, 2
 def charts(dataset: Path) -> None:
     training, _ = data.hold_out(data.read_train(dataset), folds=10)
     names = ("cpu", "quick")
-    tables = {n: pd.read_csv(RESULTS / n / "validation.csv") for n in names}
+    tables = {n: pd.read_csv(RESULTS / n / "oof.csv") for n in names}
     for name, faces in tables.items():
         save(plots.pred_vs_true(faces), f"{name}/pred_vs_true.png")
         save(plots.error_by_age_band(faces), f"{name}/error_by_age.png")

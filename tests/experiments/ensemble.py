@@ -1,19 +1,41 @@
-"""What several models say together: ensemble.py DATASET OUT MODEL [MODEL ...].
+"""What several networks say together: ensemble.py DATASET OUT NETWORK [NETWORK ...].
 
-Averages the models' distributions over ages, as notebook 4 does with `MODELS`. Writes
-three tables into OUT: `oof.csv`, each face predicted by those of the models that held
-it out; `test.csv` and `submission.csv`, the test faces predicted by all. Prints each
-model's error on the faces that it held out, and theirs together. One model will do.
+A NETWORK is the file of a trained model, or a folder that this script has written: so
+what a network said outlives its weights. Averages their distributions over ages, as
+notebook 4 does with `MODELS`. Writes into OUT
+
+    oof.csv, oof.npz    each face as those networks predict it that held it out
+    test.csv, test.npz  the test faces as all of them predict them
+    submission.csv      the same ages in the competition's format
+
+where the intervals are calibrated on the faces held out, and a .npz holds the
+probabilities of each age. Prints each network's error on the faces that it held out,
+and theirs together. One network will do.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from agelib import data, files, metrics, model, outcome, predict
+from agelib import conformal, data, files, metrics, model, outcome, predict
+from agelib.ages import N_AGES, read_off
 
 TOLD = ["file_id", "pred_age", "low", "high"]
+
+
+def answers(
+    network: Path, faces: pd.DataFrame, test: pd.DataFrame, views: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `outcome.answers`, and the distributions of the test faces (tests, 101)."""
+    if network.is_dir():
+        held_out = pd.read_csv(network / "oof.csv")["file_id"]
+        new = faces["file_id"].isin(held_out).to_numpy()
+        kept = (np.load(network / f"{name}.npz") for name in ("oof", "test"))
+        return new, *(file["probabilities"].astype(np.float32) for file in kept)
+    of_tests = predict.distributions(model.load(network), test, views)
+    return *outcome.answers(network, faces, views), of_tests
 
 
 def main() -> None:
@@ -23,26 +45,39 @@ def main() -> None:
     parser.add_argument(
         "dataset", type=Path, help="folder of faces in the competition's layout"
     )
-    parser.add_argument("out", type=Path, help="folder of the three tables")
-    parser.add_argument("models", type=Path, nargs="+", help="files of trained models")
+    parser.add_argument("out", type=Path, help="folder of the five files")
+    parser.add_argument("networks", type=Path, nargs="+", help="models, or answers")
     parser.add_argument("--views", type=int, help="of each face, else the recipes'")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    faces = data.read_train(asked.dataset)
-    paths = {str(path): [path] for path in asked.models} | {"together": asked.models}
-    judged = {
-        name: outcome.unseen(several, faces, asked.views)
-        for name, several in paths.items()
-    }
-    told = {name: metrics.summary(table) for name, table in judged.items()}
-    print(pd.DataFrame(told).T.round(3).to_string())
-    out_of_fold = judged["together"][["digest", "age", *TOLD]].round(3)
-    files.write_csv(out_of_fold, asked.out / "oof.csv")
-    trained = [model.load(path) for path in asked.models]
-    tested = predict.predict(trained, data.read_test(asked.dataset), asked.views)
-    files.write_csv(tested[TOLD].round(3), asked.out / "test.csv")
+    faces, test = data.read_train(asked.dataset), data.read_test(asked.dataset)
+    total = np.zeros((len(faces), N_AGES), np.float32)
+    mean_of_tests = np.zeros((len(test), N_AGES), np.float32)
+    voices = np.zeros(len(faces))
+    errors = {}
+    for network in asked.networks:
+        new, probabilities, of_tests = answers(network, faces, test, asked.views)
+        alone = faces[new].assign(**read_off(probabilities))
+        errors[str(network)] = metrics.summary(alone)
+        total[new] += probabilities
+        mean_of_tests += of_tests / len(asked.networks)
+        voices += new
+    known = voices > 0
+    mean, held_out = total[known] / voices[known, None], faces[known]
+    told = predict.cross_calibrated(mean, held_out)
+    errors["together"] = metrics.summary(told)
+    print(pd.DataFrame(errors).T.round(3).to_string())
+    write(asked.out / "oof", told[["age", "digest", *TOLD]], mean)
+    calibration = conformal.calibrate(mean, held_out["age"].to_numpy())
+    tested = test.assign(**read_off(mean_of_tests, calibration))
+    write(asked.out / "test", tested[TOLD], mean_of_tests)
     template = asked.dataset / "submission.csv"
     predict.write_submission(tested, template, asked.out / "submission.csv")
+
+
+def write(path: Path, table: pd.DataFrame, probabilities: np.ndarray) -> None:
+    files.write_csv(table.round(3), path.with_suffix(".csv"))
+    outcome.write_distributions(probabilities, path.with_suffix(".npz"))
 
 
 if __name__ == "__main__":
