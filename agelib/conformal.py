@@ -13,7 +13,8 @@ conditional after Vovk, Gammerman and Shafer 2005, section 4.5; weighted by dist
 after Guan 2023, https://arxiv.org/abs/2106.08460). So the old are compared with others
 who are old, however young the network took them to be. A second step brings the share
 of all faces together close to what is promised. Both are approximate: a face counts
-among its own neighbours, and of fewer than thirty faces some 4% too few are covered.
+among its own neighbours, and of twenty or thirty faces some 4% too few are covered
+(of a handful nearly all).
 """
 
 import numpy as np

@@ -108,7 +108,7 @@ def _plain(change: Callable, *strength: float) -> Callable:
     return lambda image, rng: change(image, *strength)
 
 
-# the kinds of photo that networks are measured on; pixels are those of a face of 200 px
+# the kinds of photo that networks are measured on, `as_measured`
 PHOTOS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
     "as it is": _plain(lambda image: image),
     "noise of 20 grey levels": lambda image, rng: noise(image, 20, rng),
@@ -129,8 +129,18 @@ PHOTOS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 }
 
 
+def as_measured(path: str) -> Image.Image:
+    """A photo at the size of the faces that `PHOTOS` are for: 200 px at most.
+
+    In a larger one a pixel's noise would vanish when it is reduced for the network.
+    """
+    image = read_image(path, 200)
+    factor = min(1, 200 / min(image.size))
+    return image.resize([round(factor * side) for side in image.size])
+
+
 def spoil(faces: pd.DataFrame, photo: str, folder: Path) -> pd.DataFrame:
-    """The faces, each spoiled and written to the folder without further loss.
+    """The faces `as_measured`, each spoiled and written without further loss.
 
     The noise of a face follows its place in the table alone: all networks see the same
     photos.
@@ -140,7 +150,7 @@ def spoil(faces: pd.DataFrame, photo: str, folder: Path) -> pd.DataFrame:
     """
     paths = []
     for row, path in enumerate(faces["path"]):
-        spoiled = PHOTOS[photo](read_image(path), np.random.default_rng(row))
+        spoiled = PHOTOS[photo](as_measured(path), np.random.default_rng(row))
         paths.append(str(folder / f"{row}.png"))
         spoiled.save(paths[-1], compress_level=1)
     return faces.assign(path=paths)

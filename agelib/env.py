@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,11 +208,9 @@ def run_folder(name: str) -> Path:
         OSError: if the folder can't be made or written.
     """
     folder = runs_folder() / name
-    probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(
             f"Can't write to the run folder {folder} ({error.strerror}). "

@@ -52,7 +52,7 @@ def prediction_faces(table: DataFrame, columns: int = 10) -> np.ndarray:
 
 def spoiled(path: str, columns: int = 8) -> np.ndarray:
     """A photo in each of the ways of `degrade.PHOTOS`, under its name."""
-    photo = read_image(path)
+    photo = degrade.as_measured(path)
     photos = [
         change(photo, np.random.default_rng(0)) for change in degrade.PHOTOS.values()
     ]

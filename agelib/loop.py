@@ -45,6 +45,10 @@ from agelib.recipe import Recipe
 SECONDS_BETWEEN_SAVES = 300
 
 
+class OutOfTime(TimeoutError):
+    """The time limit ends: not a disk or a network that does not answer."""
+
+
 class Loop:
     """The state of one run: what a checkpoint saves and a resume brings back.
 
@@ -68,6 +72,7 @@ class Loop:
         self.recipe, self.folder, self.loss = recipe, folder, loss
         self.train_faces, self.validation = train, validation
         self.bar, self.micro_batches, self.deadline = bar, micro_batches, deadline
+        self.start = start
         self.updates = 0
         self.history: list[dict[str, float]] = []
         # the best epoch's weights
@@ -80,7 +85,7 @@ class Loop:
         self.claim_folder(fresh)
         self.create_loaders()
         (self.state,) = broadcast_object_list([self.newest_state()])
-        self.create_networks(start)
+        self.create_networks()
         optimizer = self.create_optimizer(self.net)
         self.schedule = self.create_schedule(optimizer)
         self.ddp, self.optimizer = self.accelerator.prepare(self.net, optimizer)
@@ -99,9 +104,18 @@ class Loop:
         with self.accelerator.main_process_first(), files.writing(self.folder):
             if self.is_main and fresh:
                 runs.set_aside(self.folder)
-            runs.claim(
-                self.folder, self.recipe, self.train_faces, self.validation, self.loss
-            )
+            self.claim()
+
+    def claim(self) -> None:
+        runs.claim(
+            self.folder,
+            self.recipe,
+            self.train_faces,
+            self.validation,
+            self.loss,
+            type(self).__name__,
+            self.start,
+        )
 
     def create_loaders(self) -> None:
         """The batches to learn from, and those to judge by."""
@@ -120,12 +134,12 @@ class Loop:
         """The faces to learn from, changed at random."""
         return loading.Faces(self.train_faces, self.recipe.image_size, self.recipe)
 
-    def create_networks(self, start: dict[str, torch.Tensor] | None) -> None:
+    def create_networks(self) -> None:
         """The network that learns, and the average of its weights."""
         # a resume brings its own weights, and may have no network to fetch others
-        net = model.create(self.recipe, pretrained=not (self.state or start))
-        if start:
-            net.load_state_dict(start)
+        net = model.create(self.recipe, pretrained=not (self.state or self.start))
+        if self.start:
+            net.load_state_dict(self.start)
         device = self.accelerator.device
         if self.accelerator.num_processes > 1 and device.type == "cuda":
             # or each would normalise its share of the batch by itself
@@ -179,7 +193,7 @@ class Loop:
                         f"Ended early: the last {self.recipe.patience} epochs were no "
                         "better than the best before them"
                     )
-            except (KeyboardInterrupt, TimeoutError) as stop:
+            except (KeyboardInterrupt, OutOfTime) as stop:
                 if not (self.folder / runs.MODEL).is_file():
                     raise
                 reason = str(stop) or f"Interrupted in epoch {len(self.history) + 1}"
@@ -203,7 +217,7 @@ class Loop:
         return [row["val_mae"] for row in self.history]
 
     def check_time(self, epoch: int) -> None:
-        """Raises TimeoutError if the epoch would end after the deadline.
+        """Raises OutOfTime if the epoch would end after the deadline.
 
         By the time that the one before took, and the number of pixels.
         """
@@ -216,7 +230,7 @@ class Loop:
             device=self.accelerator.device,
         )
         if broadcast(late) > 0:
-            raise TimeoutError(
+            raise OutOfTime(
                 f"Stopped before epoch {epoch + 1} of {self.recipe.epochs}, which "
                 "would not end within the time limit"
             )
@@ -244,7 +258,7 @@ class Loop:
         return left
 
     def watch_clock(self, epoch: int) -> None:
-        """Saves the state now and then; at the deadline, raises a TimeoutError."""
+        """Saves the state now and then; at the deadline, raises OutOfTime."""
         now = time.perf_counter()
         clocks = torch.tensor(
             [now - self.last_save, now - self.deadline], device=self.accelerator.device
@@ -255,7 +269,7 @@ class Loop:
             self.last_save = now
             self.save_state()
         if late > 0:
-            raise TimeoutError(
+            raise OutOfTime(
                 f"Stopped in epoch {epoch + 1} of {self.recipe.epochs} by the time "
                 "limit"
             )
@@ -269,10 +283,11 @@ class Loop:
         value = self.accelerator.reduce(total, "mean").item()
         if not math.isfinite(value):
             paths = self.batches.dataset.paths[rows.cpu()][:4]
+            kept = f" The best epoch so far is in {self.folder}." if self.best else ""
             raise FloatingPointError(
                 f"The loss became {value} at step {self.updates + 1}, in the batch of "
-                f"{', '.join(map(os.fsdecode, paths))}, ...: lower the recipe's "
-                f"learning_rate. The best epoch so far is in {self.folder}."
+                f"{', '.join(map(os.fsdecode, paths))}, ...: give the recipe a lower "
+                f"learning_rate, and another name.{kept}"
             )
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
@@ -415,9 +430,7 @@ class Loop:
         if state := states.newest(self.folder, self.check_state, self.say):
             return state
         aside = runs.set_aside(self.folder)
-        runs.claim(
-            self.folder, self.recipe, self.train_faces, self.validation, self.loss
-        )
+        self.claim()
         self.say(f"No saved state can go on: the run begins again. {aside} is kept.")
         return None
 

@@ -63,7 +63,7 @@ def compare(table: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
         `difference` of the mean absolute errors, below zero if `table` errs less, with
         the `low` and `high` end of its 95% bootstrap interval.
     Raises:
-        ValueError: if they are not the same faces.
+        ValueError: if their ages are not the same.
     """
     if finite(table, "age").tolist() != finite(other, "age").tolist():
         raise ValueError(

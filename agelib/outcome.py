@@ -55,17 +55,16 @@ def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
     Args:
         run: a run's folder, which holds both: of a cross-validation the network is that
             of the first fold, and each face is predicted by that of its own. Or a
-            checkpoint alone. The shipped one is judged on the competition's faces that
-            it held out where they are at hand, any checkpoint else on all faces, which
-            should be new to it. Their fold is 0.
+            model, which is judged on the faces that are `new_to` it. Their fold is 0.
         faces: all labelled faces, as `data.read_train` gives them.
     Raises:
         FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
     """
     run = Path(run)
-    if run.is_dir():
-        return model.load(models(run)[0]), validation(run, faces)
-    trained, new = model.load(run), _new_to_a_checkpoint(faces)
+    trained = model.load(models(run)[0] if run.is_dir() else run)
+    if home := _run_of(run):
+        return trained, validation(home, faces)
+    new = new_to(run, faces)
     if new["digest"].isin(results.held_out()).all():
         # its calibration knows their ages
         probabilities = predict.distributions(trained, new)
@@ -101,12 +100,13 @@ def distributions(run: Path, faces: pd.DataFrame) -> np.ndarray:
         ValueError: if a file is damaged, or not of all the faces held out.
     """
     run = Path(run)
-    if not run.is_dir():
-        return predict.distributions(model.load(run), _new_to_a_checkpoint(faces))
-    table, order = _validation(run, faces)
+    home = _run_of(run)
+    if not home:
+        return predict.distributions(model.load(run), new_to(run, faces))
+    table, order = _validation(home, faces)
     probabilities = [
         _read_distributions(path.with_name(runs.DISTRIBUTIONS), n)
-        for path, n in zip(models(run), table.groupby("fold").size(), strict=True)
+        for path, n in zip(models(home), table.groupby("fold").size(), strict=True)
     ]
     return np.concatenate(probabilities)[order]
 
@@ -121,8 +121,7 @@ def unseen(
     face that it knows by heart.
 
     Args:
-        paths: models, as `models` gives them. One that lies outside of a run is taken
-            to be new to the faces that `judged` would show it.
+        paths: models, as `models` gives them; the faces have to be `new_to` them.
         faces: all labelled faces, as `data.read_train` gives them.
         views: how many of `loading.VIEWS` of each face to average; by default as many
             as the recipe says.
@@ -150,18 +149,32 @@ def answers(
         (these, 101).
     """
     path = Path(path)
-    run = path.parent if (path.parent / runs.RECIPE).is_file() else None
-    held_out = validation(run, faces) if run else _new_to_a_checkpoint(faces)
-    new = faces["file_id"].isin(held_out["file_id"]).to_numpy()
-    if run and path.name == runs.MODEL and views is None:
-        return new, distributions(run, faces)
+    new = faces["file_id"].isin(new_to(path, faces)["file_id"]).to_numpy()
+    if _run_of(path) and views is None:
+        return new, distributions(path, faces)
     return new, predict.distributions(model.load(path), faces[new], views)
 
 
-def _new_to_a_checkpoint(faces: pd.DataFrame) -> pd.DataFrame:
-    """Those that the shipped network held out, or if there are none of them, all."""
+def new_to(path: Path, faces: pd.DataFrame) -> pd.DataFrame:
+    """The faces that a model has not learned from.
+
+    In a run's folder, those that the run held out. Any other model is taken for one
+    like the shipped one: it has held out the same of the competition's faces, and if
+    none of these is there, all faces are new to it.
+    """
+    run = Path(path).parent
+    if (run / runs.RECIPE).is_file():
+        return faces[faces["file_id"].isin(validation(run, faces)["file_id"])]
     held_out = faces["digest"].isin(results.held_out())
     return faces[held_out | ~held_out.any()]
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run that a folder is, or that holds this model and its answers."""
+    if path.is_dir():
+        return path
+    is_kept = path.name == runs.MODEL and (path.parent / runs.RECIPE).is_file()
+    return path.parent if is_kept else None
 
 
 def write_out_of_fold(folder: Path, faces: pd.DataFrame) -> None:

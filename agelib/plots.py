@@ -144,7 +144,8 @@ def error_by_age_band(table: DataFrame, ax: Axes | None = None) -> Axes:
     names = [f"{band}\n{faces:,}" for band, faces in bands["faces"].items()]
     ax.errorbar(names, bands["mae"], yerr=reach(bands), fmt="o", color=BLUE, capsize=3)
     ax.tick_params("x", labelsize="small")
-    ax.set_ylim(bottom=0)
+    # axes that share it go on to grow with their faces
+    ax.set_ylim(bottom=0, auto=None)
     return ax
 
 
@@ -208,7 +209,8 @@ def beside(
 def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
     """The difference that each change makes, with its interval; below zero is better.
 
-    Blue is better than nothing changed, red worse, grey may be chance.
+    Blue is better than nothing changed, red worse, grey may be chance. A hollow dot
+    comes from one seed alone.
 
     Args:
         table: as `results.ablation` gives it: `group`, `change`, `seeds`,
@@ -227,6 +229,9 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
         style = {"fmt": "o", "color": colour, "capsize": 2, "ms": 4}
         ends = reach(some, "difference")
         ax.errorbar(some["difference"], y[rows], xerr=ends, **style)
+    once = table["seeds"] == 1
+    hollow = {"color": "white", "ms": 2, "zorder": 3}
+    ax.plot(table["difference"][once], y[once], "o", **hollow)
     for group in groups:
         first = y[(table["group"] == group).to_numpy()].min()
         ax.text(

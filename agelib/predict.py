@@ -94,8 +94,10 @@ def distributions(
     """The predicted probability of each age 0..100: float32 (faces, 101)."""
     if table.empty:
         raise ValueError("There are no faces to predict: the table is empty.")
-    hardware.keep_freed_memory()
     several = [trained] if isinstance(trained, Trained) else trained
+    if not several:
+        raise ValueError("There is no network to predict with: give at least one.")
+    hardware.keep_freed_memory()
     device = hardware.device()
     total = np.zeros((len(table), N_AGES), dtype=np.float32)
     for model, recipe in several:

@@ -18,6 +18,7 @@ from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 
 from agelib import data, env, files, states
@@ -170,16 +171,20 @@ def claim(
     train: pd.DataFrame,
     validation: pd.DataFrame,
     loss: Callable = age_loss,
+    loop: str = "Loop",
+    start: dict[str, torch.Tensor] | None = None,
     cross_validation: bool = False,
 ) -> None:
     """Notes in `recipe.json` whose run the folder holds; makes the folder.
 
     Args:
+        loop: the name of the training loop's class.
+        start: the weights with which it begins, if not with ImageNet's.
         cross_validation: whether it is one, which learns from all faces and holds all
             of them out; by default it is a single training.
     Raises:
         ValueError: if it holds a run of another recipe, of other faces, of the other
-            kind or with another loss.
+            kind, or with another loss, loop or start.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +199,8 @@ def claim(
         "training_faces": fingerprint(train),
         "validation_faces": fingerprint(validation),
         "loss": getattr(loss, "__name__", type(loss).__name__),
+        "loop": loop,
+        "start": _checksum(start) if start else None,
     }
     if not path.exists():
         files.write_text(json.dumps(ours, indent=2) + "\n", path)
@@ -227,7 +234,8 @@ def _noted(folder: Path) -> tuple[Recipe, dict[str, str]]:
     try:
         noted = json.loads(files.read_text(path))
         # which earlier runs did not note, for they had no choice
-        others = {"loss": age_loss.__name__, "cross_validation": False}
+        others = {"loss": age_loss.__name__, "loop": "Loop", "start": None}
+        others |= {"cross_validation": False}
         others = {name: noted.pop(name, default) for name, default in others.items()}
         for side in ("training_faces", "validation_faces"):
             others[side] = noted.pop(side)
@@ -258,6 +266,14 @@ def fingerprint(table: pd.DataFrame) -> str:
     """Equal for the same images with the same ages in the same order, wherever."""
     faces = (table["digest"] + table["age"].astype(str)).str.cat(sep=" ")
     return hashlib.md5(faces.encode(), usedforsecurity=False).hexdigest()
+
+
+def _checksum(weights: dict[str, torch.Tensor]) -> str:
+    """Equal for the same weights, whatever their file is called."""
+    found = hashlib.md5(usedforsecurity=False)
+    for name in sorted(weights):
+        found.update(name.encode() + weights[name].cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def set_aside(folder: Path) -> Path | None:

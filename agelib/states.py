@@ -137,7 +137,7 @@ def check(
     """Whether a state is of this network and optimizer, and of their steps and epochs.
 
     Args:
-        optimizer: one of the network's, which makes a step of no length.
+        optimizer: one of the network's; both are used up, for it makes a step.
     Raises:
         ValueError: naming what is not.
     """

@@ -26,7 +26,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from agelib import data, env, files, hardware, model, outcome, runs
 from agelib.ages import age_loss
-from agelib.loop import Loop
+from agelib.loop import Loop, OutOfTime
 from agelib.recipe import Recipe, default
 
 
@@ -64,11 +64,12 @@ def fit(
         time_limit: hours. An epoch that would not end in time is not begun; a twentieth
             of the limit, at most ten minutes, is left for what follows the training.
         start: a model that `model.save` wrote, of the same kind of network, whose
-            weights a run begins with in place of ImageNet's.
+            weights a run begins with in place of ImageNet's: noted by their checksum,
+            so that it goes on with the start it began with.
         loss: a loss of one's own in place of `ages.age_loss`, called as that is. Its
             name is noted in `recipe.json`: a run goes on with the loss it began with.
         loop: a `Loop` with other methods, for what neither the recipe nor a loss can
-            change.
+            change; noted by its name, as a loss is.
     Returns:
         The history, one row an epoch: `epoch` from 1, `train_loss`, `val_mae` in years,
         `lr`, `seconds`.
@@ -180,9 +181,9 @@ def cross_validate(
         if first and fresh:
             runs.set_aside(folder)
         if first:
-            loss = options.get("loss", age_loss)
+            chosen = options.get("loss", age_loss), options.get("loop", Loop).__name__
             with files.writing(folder):
-                runs.claim(folder, recipe, faces, faces, loss, cross_validation=True)
+                runs.claim(folder, recipe, faces, faces, *chosen, cross_validation=True)
         history = _fit_folds(recipe, faces, folder, time_limit, **options)
         if first:
             outcome.write_out_of_fold(folder, faces)
@@ -209,7 +210,7 @@ def _fit_folds(
         sides = faces[~held_out], faces[held_out]
         try:
             history = fit(recipe, *sides, place, time_limit=left, **options)
-        except (TimeoutError, KeyboardInterrupt) as stop:
+        except (OutOfTime, KeyboardInterrupt) as stop:
             if fold == 0:
                 raise
             if _is_first():
@@ -253,7 +254,7 @@ def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
             raise told from error
         if time.perf_counter() < deadline or complete.is_file():
             raise
-        raise TimeoutError(
+        raise OutOfTime(
             "Stopped by the time limit before one epoch was complete"
         ) from error
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -122,3 +123,17 @@ def test_a_recipe_spoils_the_share_of_faces_that_it_says(dataset, monkeypatch):
     for row in range(40):
         if not dark[row]:
             assert torch.equal(spoiled[0, row][0], none[0, row][0])
+
+
+def test_a_large_photo_is_spoiled_as_a_small_one_is(tmp_path):
+    """At its own size the noise would vanish with the pixels."""
+    for width, height in ((200, 200), (1600, 1200), (120, 90)):
+        path = tmp_path / f"{width}.png"
+        plain(size=10).resize((width, height)).save(path)
+        faces = pd.DataFrame({"path": [str(path)]})
+        (spoiled,) = degrade.spoil(faces, "noise of 20 grey levels", tmp_path)["path"]
+        image = Image.open(spoiled)
+        # nothing is enlarged
+        side = min(200, height)
+        assert image.size == (round(side * width / height), side)
+        assert pixels(image).std() == pytest.approx(20, rel=0.05)

@@ -31,6 +31,7 @@ from agelib import (
     predict,
     results,
     runs,
+    train,
 )
 from agelib.model import Trained
 from tests.conftest import TINY, untrained, write_dataset, write_weights
@@ -345,6 +346,7 @@ def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
 
     monkeypatch.setattr(distil, "taught_loss", loss)
     call(distil, dataset, tmp_path / "out", *models)
+    assert asked
     assert pd.read_csv(tmp_path / "out" / "history.csv")["epoch"].tolist() == [1]
     train_faces, _ = data.hold_out(data.read_train(dataset))
     both = [distributions(seed, train_faces, TINY.views_at_test) for seed in (0, 1)]
@@ -383,6 +385,10 @@ def test_mended_labels_come_from_networks_that_never_saw_them(
         found = pd.read_csv(out / f"share-{share}" / "validation.csv")
         assert row["share"] == share
         assert row["mae"] == pytest.approx(metrics.mae(found), abs=1e-3)
+    # what the teachers say makes a difference
+    plain, mended = (model.load(out / f"share-{s}" / runs.MODEL)[0] for s in (0, 0.5))
+    pairs = zip(plain.parameters(), mended.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
     first, second = table["mae"]
     assert table["against_first"].tolist() == pytest.approx(
         [0, second - first], abs=2e-3
@@ -463,24 +469,30 @@ def test_what_a_network_said_takes_its_place_in_an_ensemble(
     said, out = tmp_path / "said", tmp_path / "out"
     call(load("ensemble"), dataset, said, models[1], "--views", 1)
     test_faces = data.read_test(dataset)
-    # as if it were sure that the ones are 80 years old, and the others 20
-    for name, faces, age in (("oof", held_out, 80), ("test", test_faces, 20)):
-        sure = np.eye(ages.N_AGES)[[age] * len(faces)]
-        outcome.write_distributions(sure, said / f"{name}.npz")
+    both = ("oof", held_out), ("test", test_faces)
+    # as if it were sure that they are 20, 21, 22, ... years old; the last face first
+    for name, faces in both:
+        sure = np.eye(ages.N_AGES)[20 + np.arange(len(faces))]
+        outcome.write_distributions(sure[::-1], said / f"{name}.npz")
+        backwards = pd.read_csv(said / f"{name}.csv").iloc[::-1]
+        backwards.to_csv(said / f"{name}.csv", index=False)
     call(load("ensemble"), dataset, out, models[0], said, "--views", 1)
-    for name, faces, age in (("oof", held_out, 80), ("test", test_faces, 20)):
+    for name, faces in both:
         half = distributions(0, faces, views=1) / 2
-        half[:, age] += 0.5
+        half[np.arange(len(faces)), 20 + np.arange(len(faces))] += 0.5
         expected = ages.quantile(half, 0.5)
         told = pd.read_csv(out / f"{name}.csv")
         np.testing.assert_allclose(told["pred_age"], expected, atol=2e-3)
+    backwards.head(2).to_csv(said / "test.csv", index=False)
+    with pytest.raises(ValueError, match=r"said/test.csv and .npz differ"):
+        call(load("ensemble"), dataset, out, models[0], said)
 
 
 def test_robustness_tells_what_each_spoiled_photo_costs(
     call, dataset, models, held_out, tmp_path, monkeypatch
 ):
     robustness = load("robustness")
-    monkeypatch.setattr(robustness.results, "held_out", lambda: held_out["digest"])
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"])
     out = tmp_path / "robustness.csv"
     networks = [f"{name}={file}" for name, file in zip("ab", models, strict=True)]
     call(robustness, dataset, out, *networks, "--views", 1)
@@ -498,9 +510,29 @@ def test_robustness_tells_what_each_spoiled_photo_costs(
     plain = metrics.mae(predict.predict(dim, held_out, views=1))
     assert table.loc[("b", "as it is"), "mae"] == pytest.approx(plain, abs=0.001)
     assert row["cost"] == pytest.approx(row["mae"] - plain, abs=0.002)
-    monkeypatch.setattr(robustness.results, "held_out", lambda: pd.Series(["other"]))
-    with pytest.raises(SystemExit):
-        call(robustness, dataset, out, *networks)
+    for wrong in (["a"], [*networks, networks[0]]):
+        with pytest.raises(SystemExit):
+            call(robustness, dataset, out, *wrong)
+
+
+def test_photos_are_spoiled_of_faces_that_no_network_has_learned_from(
+    call, dataset, tiny, tmp_path, monkeypatch
+):
+    faces, asked = data.read_train(dataset), []
+    runs_of_folds = []
+    for seed, folds in enumerate((2, 4)):
+        one = replace(tiny, name=f"of-{folds}", epochs=1, folds=folds, seed=seed)
+        runs_of_folds.append(tmp_path / one.name)
+        train.fit(one, *data.hold_out(faces, folds), runs_of_folds[-1])
+    networks = [f"{run.name}={run / runs.MODEL}" for run in runs_of_folds]
+    monkeypatch.setattr(
+        load("robustness").trust,
+        "bad_photos",
+        lambda trained, new, views: asked.append(new) or pd.DataFrame({"mae": [1.0]}),
+    )
+    call(load("robustness"), dataset, tmp_path / "robustness.csv", *networks)
+    held_out = [set(data.hold_out(faces, folds)[1]["file_id"]) for folds in (2, 4)]
+    assert set(asked[0]["file_id"]) == held_out[0] & held_out[1] != set()
 
 
 def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_path):
@@ -524,6 +556,50 @@ def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_pat
     assert written["bandwidth"]["bandwidth"].tolist() == [5, 10, 20, 40, 1000]
 
 
+def test_trust_tells_what_is_wrong_with_a_table_of_groups(
+    call, dataset, models, tmp_path
+):
+    trust, out, csv = load("trust"), tmp_path / "out", tmp_path / "groups.csv"
+    faces = data.read_train(dataset)
+    ids = faces["file_id"]
+    for table, told in (
+        ({"file_id": [*ids, ids[0]], "sex": "f"}, f"{ids[0]} more than once"),
+        ({"file_id": ["x.jpg"], "sex": "f"}, "lists none of the faces"),
+    ):
+        pd.DataFrame(table).to_csv(csv, index=False)
+        with pytest.raises(ValueError, match=f"groups.csv .*{told}"):
+            call(trust, dataset, models[0], out, "--columns", csv)
+    # a column that the predictions have as well, and none that groups the faces
+    pd.DataFrame({"file_id": ids, "age": faces["age"]}).to_csv(csv, index=False)
+    call(trust, dataset, models[0], out, "--columns", csv)
+    assert len(pd.read_csv(out / "faces.csv")) == len(faces)
+
+
+def test_copies_of_a_photo_calibrate_or_judge_together():
+    """Eighty faces that exist twice."""
+    rng = np.random.default_rng(0)
+    faces = pd.DataFrame({"age": 20.0 + rng.integers(40, size=80), "digest": range(80)})
+    faces = pd.concat([faces, faces], ignore_index=True)
+    probabilities = rng.dirichlet(np.ones(ages.N_AGES), 160)
+    halves = []
+    script = load("trust")
+    calibrate = script.conformal.calibrate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            script.conformal,
+            "calibrate",
+            lambda p, age: halves.append(sorted(age)) or calibrate(p, age),
+        )
+        table = script.by_method(probabilities, faces)
+    assert len(halves) == 6
+    for half in halves:
+        assert len(half) == 80
+        # whoever is there is there twice
+        assert half[::2] == half[1::2]
+    assert table["method"].tolist()[0] == "none"
+    assert table["coverage"].between(0, 1).all()
+
+
 def test_conformalised_quantile_regression_widens_as_much_as_is_needed():
     trust = load("trust")
     # of nineteen faces, the eighteenth must be reached to hold nine of the next ten
@@ -542,8 +618,9 @@ def test_conformalised_quantile_regression_widens_as_much_as_is_needed():
 
 
 def test_decoding_compares_medians_means_and_modes_of_each_view_and_size(
-    call, dataset, models, held_out, tmp_path
+    call, dataset, models, held_out, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"])
     folders = [file.parent for file in models]
     call(load("decoding"), dataset, *folders, "--sizes", 48)
     table = pd.read_csv(tmp_path / "decoding.csv")
@@ -698,8 +775,8 @@ def test_framing_compares_faces_that_are_found_and_cropped_again(
     table = pd.read_csv(out)
     assert table["faces"].tolist() == [*framing.PICTURES, *framing.OFF]
     assert (table["found"] >= 0.5).all()
-    _, held_out = data.hold_out(data.read_train(SAMPLE))
-    six = held_out.sample(6, random_state=0)
+    # all of them are new to this model
+    six = data.read_train(SAMPLE).sample(6, random_state=0)
     p = distributions(0, six, TINY.views_at_test)
     error = np.abs(ages.quantile(p, 0.5) - six["age"]).mean()
     whole = table.tail(len(framing.OFF))

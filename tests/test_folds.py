@@ -28,7 +28,7 @@ from agelib import (
     train,
 )
 from agelib.loop import Loop
-from tests.conftest import stopping
+from tests.conftest import stopping, that_learns_the_same
 
 FOLDS = 3
 
@@ -99,6 +99,7 @@ def test_a_complete_fold_is_not_trained_again(run, recipe, faces, capsys):
     assert all((before[name] == after[name]).all() for name in before)
 
 
+@that_learns_the_same
 class StopsInTheSecondFold(Loop):
     """Ctrl-C at a step of the fold that is trained second."""
 
@@ -110,6 +111,7 @@ class StopsInTheSecondFold(Loop):
         super().update(*batch)
 
 
+@that_learns_the_same
 class StopsBeforeItsFirstEpoch(StopsInTheSecondFold):
     step = 1
 

@@ -143,6 +143,12 @@ def test_runs_that_cannot_be_written_are_told_before_any_notebook_runs(clone):
     assert not (folder / "notebooks/note").exists()
 
 
+def test_a_folder_without_notebooks_is_told(clone):
+    clone()
+    with pytest.raises(FileNotFoundError, match=r"No notebooks in .*: run"):
+        __main__.main()
+
+
 def test_what_cannot_be_written_is_one_sentence_on_the_command_line(tmp_path):
     (tmp_path / "file").touch()
     ran = subprocess.run(

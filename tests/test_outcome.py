@@ -64,6 +64,20 @@ def test_a_checkpoint_is_judged_on_the_faces_that_agelib_held_out(
     assert table["low"].tolist() == expected["low"].tolist()
 
 
+def test_a_model_in_a_run_is_judged_on_the_faces_that_the_run_held_out(judged, faces):
+    kept = saved(TINY, judged / "model.safetensors")
+    held_out = outcome.validation(judged, faces)
+    _, table = outcome.judged(kept, faces)
+    assert table.equals(held_out)
+    # and so is another that lies there, by what it says itself
+    other = saved(TINY, judged / "other.safetensors")
+    trained, table = outcome.judged(other, faces)
+    assert table["file_id"].tolist() == held_out["file_id"].tolist()
+    told = predict.predict(trained, held_out)["pred_age"]
+    assert table["pred_age"].tolist() == told.tolist()
+    assert len(outcome.distributions(other, faces)) == len(held_out) < len(faces)
+
+
 def drop_rows(text: str) -> str:
     return "\n".join(text.splitlines()[:4]) + "\n"
 

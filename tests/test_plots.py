@@ -275,6 +275,15 @@ def test_beside_draws_one_plot_of_each_table_under_its_name():
     assert axes[0].get_ylim() == axes[1].get_ylim()
 
 
+def test_errors_beside_smaller_ones_are_all_in_the_picture():
+    tables = {"mine": ages([20, 25], [21, 26]), "yours": ages([100], [79])}
+    axes = plots.beside(plots.error_by_age_band, tables)
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        assert ax.get_ylim()[0] == 0
+        assert 21 < ax.get_ylim()[1] < 25
+
+
 def test_forest_orders_changes_by_group_and_colours_what_is_more_than_chance(ax):
     table = pd.DataFrame(
         {

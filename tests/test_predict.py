@@ -97,6 +97,11 @@ def test_an_ensemble_averages_the_distributions(trained, dataset):
     assert not np.allclose(each[0], each[1])
 
 
+def test_at_least_one_network_predicts(dataset):
+    with pytest.raises(ValueError, match="no network to predict with"):
+        predict.predict([], data.read_test(dataset))
+
+
 def test_predict_returns_the_table_with_ages_and_ordered_intervals(trained, dataset):
     table = data.read_test(dataset)
     predicted = predict.predict(trained, table)

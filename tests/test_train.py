@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,10 @@ from torch.distributed.elastic.multiprocessing.errors import (
     ProcessFailure,
 )
 
-from agelib import data, loading, loop, metrics, model, predict, recipe, train
+from agelib import data, loading, loop, metrics, model, predict, recipe, states, train
 from agelib.ages import age_loss
 from agelib.loop import Loop
-from tests.conftest import TINY, stopping
+from tests.conftest import TINY, stopping, that_learns_the_same
 
 
 @pytest.fixture
@@ -259,6 +261,7 @@ def clock(monkeypatch):
         def perf_counter(self):
             return self.now
 
+    @that_learns_the_same
     class Slow(Loop):
         def update(self, *batch):
             clock.now += 1
@@ -356,11 +359,31 @@ def test_fresh_sets_the_earlier_run_aside(run, tmp_path):
     assert sizes == [32, 48, 32]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run):
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_files(run, tmp_path):
     with pytest.raises(
-        FloatingPointError, match=r"nan at step 1, .*image_\d+\.jpg.*learning_rate"
+        FloatingPointError, match=r"nan at step 1, .*image_\d+\.jpg.*another name\.$"
     ):
         run(loss=lambda outputs, *_: outputs.sum() * math.nan)
+
+    def breaks_later(outputs, age, recipe):
+        broken = (tmp_path / "later" / "model.safetensors").exists()
+        return age_loss(outputs, age, recipe) * (math.nan if broken else 1)
+
+    with pytest.raises(FloatingPointError, match=r"step 4, .*best epoch so far is in "):
+        run("later", loss=breaks_later)
+
+
+def test_a_disk_that_does_not_answer_is_no_time_limit(run, monkeypatch):
+    save = states.save
+
+    def slow(folder, updates, *rest):
+        if updates == 6:
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        save(folder, updates, *rest)
+
+    monkeypatch.setattr(states, "save", slow)
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        run()
 
 
 # -- a loss and a loop of one's own ----------------------------------------------------
@@ -392,6 +415,28 @@ def test_a_run_goes_on_with_the_loss_that_it_began_with_alone(run):
     assert len(run(loss=mean_age)) == 3
 
 
+def test_a_run_goes_on_with_the_loop_and_the_start_that_it_began_with_alone(
+    run, tiny, tables, tmp_path
+):
+    run("first", epochs=1)
+    run("second", epochs=1, seed=1)
+    first, second = (tmp_path / n / "model.safetensors" for n in ("first", "second"))
+    folder = tmp_path / "run"
+    train.fit(tiny, *tables, folder, start=first)
+    for start, told in ((second, "start is [0-9a-f]{32} there"), (None, "null|None")):
+        with pytest.raises(ValueError, match=f"holds a run of other choices .*{told}"):
+            train.fit(tiny, *tables, folder, start=start)
+    # the same weights in another file are the same start
+    copy = shutil.copy(first, tmp_path / "copy.safetensors")
+    assert len(train.fit(tiny, *tables, folder, start=Path(copy))) == 3
+
+    class Other(Loop):
+        pass
+
+    with pytest.raises(ValueError, match="loop is Loop there, Other here"):
+        train.fit(tiny, *tables, folder, start=first, loop=Other)
+
+
 def test_a_run_that_begins_again_keeps_its_loss(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0)
     run(loss=mean_age, loop=stopping(4, KeyboardInterrupt()))
@@ -405,7 +450,8 @@ def test_a_run_of_an_earlier_version_which_noted_no_loss_goes_on(run, tmp_path):
     whole = run("whole")
     run(loop=stopping(4, KeyboardInterrupt()))
     older = noted(tmp_path / "run")
-    del older["loss"]
+    for choice in ("loss", "loop", "start"):
+        del older[choice]
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(older))
     with pytest.raises(ValueError, match="loss is age_loss there, mean_age here"):
         run(loss=mean_age)

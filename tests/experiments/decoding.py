@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from agelib import ages, data, metrics, model, predict
+from agelib import ages, data, files, metrics, model, outcome, predict
 from agelib.model import Trained
+from agelib.runs import MODEL
 
 VIEWS = 1, 2, 3, 6
 
@@ -40,7 +41,7 @@ def averaged(several: list[Trained]) -> Trained:
 
 def compare(runs: list[Path], faces: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
     """One row a way to read ages off the runs' models."""
-    several = {run.name: model.load(run / "model.safetensors") for run in runs}
+    several = {run.name: model.load(run / MODEL) for run in runs}
     predicted = {}
     for name, trained in several.items():
         for views in VIEWS:
@@ -80,9 +81,16 @@ def main() -> None:
     asked = parser.parse_args()
     if len({run.name for run in asked.runs}) < len(asked.runs):
         parser.error("two of the runs have the same name: rename a folder")
-    _, held_out = data.hold_out(data.read_train(asked.dataset))
-    table = compare(asked.runs, held_out, asked.sizes)
-    table.to_csv(asked.runs[0].parent / "decoding.csv", index=False)
+    out = asked.runs[0].parent / "decoding.csv"
+    files.prepare(out)
+    faces = new = data.read_train(asked.dataset)
+    for run in asked.runs:
+        held_out = outcome.new_to(run / MODEL, faces)["file_id"]
+        new = new[new["file_id"].isin(held_out)]
+    if new.empty:
+        parser.error("no face is new to all of these networks")
+    table = compare(asked.runs, new, asked.sizes)
+    files.write_csv(table, out)
     print(table.to_string())
 
 

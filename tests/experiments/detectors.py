@@ -20,7 +20,7 @@ from PIL import Image
 from scenes import match, sample, scene
 from sklearn.datasets import load_sample_image
 
-from agelib import detector, photo
+from agelib import detector, files, photo
 
 # finds the faces of a photo, uint8 RGB (height, width, 3): the left, top, width and
 # height of each in pixels (faces, 4)
@@ -188,6 +188,7 @@ def main() -> None:
         "--per-band", type=int, default=20, help="faces of each decade of age"
     )
     asked = parser.parse_args()
+    files.prepare(asked.out)
     cv2.setNumThreads(1)
     detectors = candidates()
     faces = sample(asked.dataset, asked.per_band).sample(frac=1, random_state=0)

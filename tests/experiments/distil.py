@@ -10,6 +10,7 @@ interrupted goes on.
 """
 
 import argparse
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", help="the teachers' files")
     asked = parser.parse_args()
     teachers = [model.load(path) for path in asked.models]
-    distil(STUDENT, teachers, data.read_train(asked.dataset), asked.out)
+    # so that a run goes on with the teachers that it began with
+    sums = (hashlib.md5(path.read_bytes()).hexdigest()[:8] for path in asked.models)
+    student = replace(STUDENT, name=f"{STUDENT.name} of {' '.join(sums)}")
+    distil(student, teachers, data.read_train(asked.dataset), asked.out)
 
 
 if __name__ == "__main__":

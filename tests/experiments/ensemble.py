@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from agelib import conformal, data, files, metrics, model, outcome, predict
+from agelib import conformal, data, files, metrics, model, outcome, predict, tables
 from agelib.ages import N_AGES, read_off
 
 TOLD = ["file_id", "pred_age", "low", "high"]
@@ -30,12 +30,24 @@ def answers(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `outcome.answers`, and the distributions of the test faces (tests, 101)."""
     if network.is_dir():
-        held_out = pd.read_csv(network / "oof.csv")["file_id"]
-        new = faces["file_id"].isin(held_out).to_numpy()
-        kept = (np.load(network / f"{name}.npz") for name in ("oof", "test"))
-        return new, *(file["probabilities"].astype(np.float32) for file in kept)
+        new, probabilities = kept(network, "oof", faces)
+        known, of_tests = kept(network, "test", test)
+        if not known.all():
+            missing = test["file_id"][~known].iloc[0]
+            raise ValueError(f"{network}/test.csv lacks {missing}: write it anew.")
+        return new, probabilities, of_tests
     of_tests = predict.distributions(model.load(network), test, views)
     return *outcome.answers(network, faces, views), of_tests
+
+
+def kept(folder: Path, name: str, faces: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Which faces a table lists, and their distributions, in the order of the faces."""
+    listed = tables.read_table(folder / f"{name}.csv", "file_id")["file_id"]
+    row = pd.Index(listed).get_indexer(faces["file_id"])
+    probabilities = np.load(folder / f"{name}.npz")["probabilities"]
+    if len(listed) != len(probabilities):
+        raise ValueError(f"{folder}/{name}.csv and .npz differ: write both anew.")
+    return row >= 0, probabilities[row[row >= 0]].astype(np.float32)
 
 
 def main() -> None:

@@ -16,7 +16,17 @@ import pandas as pd
 from PIL import Image
 from scenes import match, sample, scene
 
-from agelib import data, detector, images, metrics, model, photo, predict
+from agelib import (
+    data,
+    detector,
+    files,
+    images,
+    metrics,
+    model,
+    outcome,
+    photo,
+    predict,
+)
 
 UPRIGHT, TURNED = (0, 0), (5, 30)
 PICTURES = {
@@ -130,11 +140,12 @@ def main() -> None:
         help="training faces of each decade of age whose points are sought",
     )
     asked = parser.parse_args()
+    files.prepare(asked.out)
     trained = model.load(asked.model)
     seen = points(sample(asked.dataset, asked.per_band))
     print(np.median(seen.real, axis=0).round(4), np.median(seen.imag, axis=0).round(4))
-    _, held_out = data.hold_out(data.read_train(asked.dataset))
-    table = held_out.sample(asked.faces, random_state=0)
+    new = outcome.new_to(asked.model, data.read_train(asked.dataset))
+    table = new.sample(asked.faces, random_state=0)
     original, rows = predict.predict(trained, table), []
     with tempfile.TemporaryDirectory() as name:
         for number, (label, (size, turn)) in enumerate(PICTURES.items()):
@@ -144,7 +155,7 @@ def main() -> None:
             again = displaced(table, off, Path(name) / label)
             rows.append(compare(label, trained, again, original))
     result = pd.DataFrame(rows).round(3)
-    result.to_csv(asked.out, index=False)
+    files.write_csv(result, asked.out)
     print(result.to_string())
 
 

@@ -80,6 +80,8 @@ def main() -> None:
     faces = data.read_train(asked.dataset)
     _, held_out = outcome.judged(asked.model, faces)
     learned = faces[~faces["file_id"].isin(held_out["file_id"])]
+    if learned.empty:
+        parser.error(f"{asked.model} has learned from none of these faces: bring some")
     some = export.read_crops(
         learned.sample(min(CALIBRATED_BY, len(learned)), random_state=0)
     )

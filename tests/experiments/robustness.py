@@ -1,15 +1,15 @@
 """What does a bad photo cost in years: robustness.py DATASET OUT NAME=MODEL ...
 
-Spoils the held-out faces in one way after the other, most of them at two strengths, and
-writes each network's error to the table OUT. NAME is what the table calls the network,
-MODEL its file. The noise of a face follows its place in the table alone: all networks
-see the same photos.
+Spoils the faces that are new to all networks in one way after the other, most of them
+at two strengths, and writes each network's error to the table OUT. NAME is what the
+table calls the network, MODEL its file. The noise of a face follows its place in the
+table alone: all networks see the same photos.
 """
 
 import argparse
 from pathlib import Path
 
-from agelib import data, model, results, trust
+from agelib import data, files, model, outcome, trust
 
 
 def main() -> None:
@@ -20,17 +20,22 @@ def main() -> None:
     parser.add_argument("--faces", type=int, help="so many of them, at random")
     parser.add_argument("--views", type=int, help="instead of the recipe's")
     asked = parser.parse_args()
-    faces = data.read_train(asked.dataset)
-    held_out = faces[faces["digest"].isin(results.held_out())]
-    if held_out.empty:
-        parser.error(f"{asked.dataset} holds none of the competition's held-out faces")
+    named = dict(text.rpartition("=")[::2] for text in asked.models)
+    if "" in named or len(named) < len(asked.models):
+        parser.error("each network is a NAME=MODEL, and each NAME another")
+    files.prepare(asked.out)
+    trained = {name: model.load(path) for name, path in named.items()}
+    faces = new = data.read_train(asked.dataset)
+    for path in named.values():
+        held_out = outcome.new_to(path, faces)["file_id"]
+        new = new[new["file_id"].isin(held_out)]
+    if new.empty:
+        parser.error("no face is new to all of these networks")
     if asked.faces:
-        held_out = held_out.sample(asked.faces, random_state=0)
-    named = (text.partition("=") for text in asked.models)
-    trained = {name: model.load(path) for name, _, path in named}
-    held_out = held_out.reset_index(drop=True)
-    table = trust.bad_photos(trained, held_out, views=asked.views).round(3)
-    table.to_csv(asked.out, index=False)
+        new = new.sample(asked.faces, random_state=0)
+    new = new.reset_index(drop=True)
+    table = trust.bad_photos(trained, new, views=asked.views).round(3)
+    files.write_csv(table, asked.out)
     print(table.to_string())
 
 

@@ -64,10 +64,14 @@ def by_method(
     own = faces.assign(**read_off(probabilities, None, level))
     age = faces["age"].clip(upper=100).to_numpy()
     needed = np.maximum(own["low"] - age, age - own["high"]).to_numpy()
-    sixth = pd.qcut(own["pred_age"], 6, labels=False).to_numpy()
+    in_order = own["pred_age"].rank(method="first")
+    sixth = pd.qcut(in_order, 6, labels=False).to_numpy()
     told = defaultdict(list)
+    # copies of a photo calibrate or judge together
+    photo, _ = pd.factorize(faces["digest"])
     for seed in range(6):
-        learns = np.random.default_rng(seed).permutation(len(faces)) % 2 == 0
+        half = np.random.default_rng(seed).permutation(photo.max() + 1) % 2 == 0
+        learns = half[photo]
         judged = own[~learns]
         table = conformal.calibrate(probabilities[learns], age[learns])
         by_label = read_off(probabilities[~learns], table, level)
@@ -109,13 +113,23 @@ def _kept(table: pd.DataFrame, least: int = LEAST) -> dict[str, float]:
     }
 
 
-def by_columns(faces: pd.DataFrame, csv: Path) -> pd.DataFrame:
-    joined = faces.merge(tables.read_table(csv, "file_id"), on="file_id")
-    joined = joined.where(joined != "")
+def read_groups(csv: Path, faces: pd.DataFrame) -> pd.DataFrame:
+    groups = tables.read_table(csv, "file_id")
+    if repeated := groups["file_id"][groups["file_id"].duplicated()].tolist():
+        raise ValueError(f"{csv} lists {repeated[0]} more than once: keep one row.")
+    if not groups["file_id"].isin(faces["file_id"]).any():
+        raise ValueError(f"{csv} lists none of the faces: compare the file_id of both.")
+    return groups.where(groups != "")
+
+
+def by_columns(faces: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
+    told = faces[["file_id", "age", "pred_age", "low", "high"]]
+    joined = told.merge(groups, on="file_id", suffixes=("", " of the groups"))
     names, others = trust.grouping(joined)
     for name, reason in others.items():
         print(f"{name} is left out: {reason}")
-    return pd.concat([trust.by_column(joined, name) for name in names])
+    found = [trust.by_column(joined, name) for name in names]
+    return pd.concat(found) if found else pd.DataFrame()
 
 
 def main() -> None:
@@ -125,7 +139,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder for the tables")
     parser.add_argument("--columns", type=Path, help="a table of groups by file_id")
     asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
     labelled = data.read_train(asked.dataset)
+    groups = read_groups(asked.columns, labelled) if asked.columns else None
     _, held_out = outcome.judged(asked.run, labelled)
     probabilities = outcome.distributions(asked.run, labelled)
     faces = predict.cross_calibrated(probabilities, held_out)
@@ -137,9 +153,8 @@ def main() -> None:
         "bandwidth": by_bandwidth(probabilities, faces),
         "methods": by_method(probabilities, faces),
     }
-    if asked.columns:
-        found["groups"] = by_columns(faces, asked.columns)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    if groups is not None:
+        found["groups"] = by_columns(faces, groups)
     for name, table in found.items():
         path = asked.out / f"{name}.csv"
         table.round(2 if name == "faces" else 4).to_csv(path, index=False)
