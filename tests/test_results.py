@@ -52,7 +52,7 @@ def test_a_variant_is_compared_with_the_base_of_its_seeds():
 
 @pytest.mark.parametrize(
     ("network", "run"),
-    [("quick", "quick"), ("cpu", "cpu"), ("four networks averaged", "best")],
+    [("quick", "quick"), ("cpu", "cpu"), ("four networks averaged", "folds/four")],
 )
 def test_a_score_stands_beside_the_validation_error(network, run):
     told = results.scores().loc[network]
