@@ -486,6 +486,11 @@ def test_what_a_network_said_takes_its_place_in_an_ensemble(
     backwards.head(2).to_csv(said / "test.csv", index=False)
     with pytest.raises(ValueError, match=r"said/test.csv and .npz differ"):
         call(load("ensemble"), dataset, out, models[0], said)
+    elsewhere = "other-" + held_out["file_id"]
+    for ids, told in ((elsewhere, "none of the"), ("a.jpg", "a.jpg more than once")):
+        held_out.assign(file_id=ids).to_csv(said / "oof.csv", index=False)
+        with pytest.raises(ValueError, match=f"oof.csv lists {told}"):
+            call(load("ensemble"), dataset, out, said)
 
 
 def test_robustness_tells_what_each_spoiled_photo_costs(

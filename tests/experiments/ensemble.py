@@ -43,10 +43,14 @@ def answers(
 def kept(folder: Path, name: str, faces: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Which faces a table lists, and their distributions, in the order of the faces."""
     listed = tables.read_table(folder / f"{name}.csv", "file_id")["file_id"]
+    if repeated := listed[listed.duplicated()].tolist():
+        raise ValueError(f"{folder}/{name}.csv lists {repeated[0]} more than once.")
     row = pd.Index(listed).get_indexer(faces["file_id"])
     probabilities = np.load(folder / f"{name}.npz")["probabilities"]
     if len(listed) != len(probabilities):
         raise ValueError(f"{folder}/{name}.csv and .npz differ: write both anew.")
+    if (row < 0).all():
+        raise ValueError(f"{folder}/{name}.csv lists none of the dataset's faces.")
     return row >= 0, probabilities[row[row >= 0]].astype(np.float32)
 
 
@@ -59,7 +63,9 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="folder of the five files")
     parser.add_argument("networks", type=Path, nargs="+", help="models, or answers")
-    parser.add_argument("--views", type=int, help="of each face, else the recipes'")
+    parser.add_argument(
+        "--views", type=int, help="of each face, for models; else the recipes'"
+    )
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     faces, test = data.read_train(asked.dataset), data.read_test(asked.dataset)
