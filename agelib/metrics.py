@@ -44,7 +44,6 @@ def summary(table: pd.DataFrame) -> pd.Series:
     return pd.Series(
         {
             **_row(error),
-            "median_error": np.median(np.abs(error)),
             "rmse": np.sqrt((error**2).mean()),
             "within_5": within(table, 5),
         }
@@ -70,7 +69,7 @@ def compare(table: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
             "The tables are not of the same faces in the same order: their ages differ."
         )
     more = np.abs(errors(table)) - np.abs(errors(other))
-    low, high = _interval(more)
+    low, high = interval(more)
     return pd.Series({"difference": more.mean(), "low": low, "high": high})
 
 
@@ -87,7 +86,8 @@ def by_age_band(table: pd.DataFrame, width: int = 10) -> pd.DataFrame:
     """Error of each band of true ages that has a face, youngest first.
 
     Returns:
-        one row a band: faces, mae, low, high (95% interval) and bias, in years.
+        one row a band: faces, mae, low, high (95% interval), bias and median_error, in
+        years.
     """
     error, band = errors(table), age_bands(table, width)
     return _rows({name: _row(error[band == name]) for name in band.categories}, "age")
@@ -102,8 +102,8 @@ def by_slice(
         slices: a name and a boolean mask a slice, row for row with the table;
             masks may overlap.
     Returns:
-        rows 'all' and one a slice: faces, mae, low, high (95% interval) and bias,
-        in years; a slice with no face has nan.
+        rows 'all' and one a slice: faces, mae, low, high (95% interval), bias and
+        median_error, in years; a slice with no face has nan.
     Raises:
         ValueError: if a mask is not boolean or not aligned with the table.
     """
@@ -147,12 +147,14 @@ def inside(table: pd.DataFrame) -> np.ndarray:
     return (low <= age) & (age <= high)
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of their mean.
+
+    Of fewer than ten values nan: drawn from so few, it would be far too short.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
-    if len(values) < 2:
+    if len(values) < 10:
         return np.nan, np.nan
     found = stats.bootstrap(
         (values,),
@@ -167,9 +169,17 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _row(error: np.ndarray) -> dict[str, float]:
-    low, high = _interval(np.abs(error))
-    mean, bias = (np.abs(error).mean(), error.mean()) if len(error) else (np.nan,) * 2
-    return {"faces": len(error), "mae": mean, "low": low, "high": high, "bias": bias}
+    # pandas knows that no faces have the mean nan
+    error = pd.Series(error)
+    low, high = interval(error.abs())
+    return {
+        "faces": len(error),
+        "mae": error.abs().mean(),
+        "low": low,
+        "high": high,
+        "bias": error.mean(),
+        "median_error": error.abs().median(),
+    }
 
 
 def _rows(rows: dict[str, dict[str, float]], name: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ empty, lacks a column or holds a number that is not finite is a ValueError every
 from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from agelib import metrics
+from agelib.recipe import Recipe
 from agelib.tables import finite, require
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -172,7 +173,9 @@ def bias_by_age(table: DataFrame, by: str = "age", ax: Axes | None = None) -> Ax
     band = metrics.age_bands(DataFrame({"age": ages}))
     style = {"color": BLUE, "ls": "none", "capsize": 0.15, "err_kws": {"lw": 1.5}}
     ax = dress(ax, f"Bias: {error.mean():+.2f} years over all faces", "", "", (8, 3.5))
-    sns.pointplot(x=band, y=error, seed=0, markersize=5, ax=ax, **style)
+    sns.pointplot(
+        x=band, y=error, errorbar=metrics.interval, markersize=5, ax=ax, **style
+    )
     ax.axhline(0, color=RED, zorder=0)
     ax.set(xlabel=TRUE if by == "age" else PRED, ylabel=ERROR)
     ax.tick_params("x", labelsize="small")
@@ -219,7 +222,7 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
     require(table, "group", "change", "seeds", "difference", "low", "high")
     groups = list(dict.fromkeys(table["group"]))
     ax = dress(
-        ax, "What one changed choice is worth", "", "", (9, 1 + 0.26 * len(table))
+        ax, "What one changed choice is worth", "", "", (9, 1.2 + 0.26 * len(table))
     )
     y = np.arange(len(table)) + 1.2 * table["group"].map(groups.index).to_numpy()
     better, worse = table["high"] < 0, table["low"] > 0
@@ -232,6 +235,11 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
     once = table["seeds"] == 1
     hollow = {"color": "white", "ms": 2, "zorder": 3}
     ax.plot(table["difference"][once], y[once], "o", **hollow)
+    kinds = {BLUE: "better", RED: "worse", "0.5": "may be chance"}
+    for colour, name in kinds.items():
+        ax.plot([], [], "o", color=colour, ms=4, label=name)
+    ax.plot([], [], "o", color="0.5", mfc="white", ms=4, label="of one seed alone")
+    ax.legend(loc="lower right")
     for group in groups:
         first = y[(table["group"] == group).to_numpy()].min()
         ax.text(
@@ -246,7 +254,8 @@ def forest(table: DataFrame, ax: Axes | None = None) -> Axes:
         )
     ax.axvline(0, color="0.3", lw=1)
     ax.set_yticks(y, table["change"], size="small")
-    ax.set(ylim=(y.max() + 0.8, -1.5), xlabel="difference of the error, years")
+    ax.set_ylim(y.max() + 0.8, -1.5)
+    ax.set_xlabel("← better    difference of the error, years    worse →")
     return ax
 
 
@@ -259,7 +268,7 @@ def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
     """
     require(table, "network", "photo", "mae", "low", "high")
     photos = list(dict.fromkeys(table["photo"]))
-    ax = dress(ax, "What a bad photo costs", "", "", (9, 1 + 0.28 * len(photos)))
+    ax = dress(ax, "The error on bad photos", "", "", (9, 1 + 0.28 * len(photos)))
     networks = dict(list(table.groupby("network", sort=False)))
     colours = islice(cycle((ORANGE, BLUE, RED, *PALETTE[4:])), len(networks))
     # side by side, or equal errors would hide each other
@@ -275,11 +284,12 @@ def robustness(table: DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def history_curves(history: DataFrame) -> np.ndarray:
+def history_curves(history: DataFrame, recipe: Recipe | None = None) -> np.ndarray:
     """Training loss, validation error with its best epoch, learning rate, by epoch.
 
     Args:
         history: as `outcome.history` gives it; several folds have a line each.
+        recipe: if given, dotted lines tell from which epoch on it has larger faces.
     """
     units = {"train_loss": "loss", "val_mae": "MAE, years", "lr": "learning rate"}
     require(history, "epoch", *units)
@@ -295,6 +305,16 @@ def history_curves(history: DataFrame) -> np.ndarray:
         for _, rows in history.groupby(fold):
             ax.plot(rows["epoch"], rows[column], marker="o", ms=3, color=BLUE)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if recipe:
+        sizes = [
+            recipe.size_in(epoch - 1) for epoch in range(1, history["epoch"].max() + 1)
+        ]
+        for epoch, (size, larger) in enumerate(pairwise(sizes), 2):
+            if larger > size:
+                style = {"transform": axes[0].get_xaxis_transform(), "size": "x-small"}
+                axes[0].text(epoch - 0.4, 0.97, f"{larger} px", va="top", **style)
+                for ax in axes[:2]:
+                    ax.axvline(epoch - 0.5, color="0.5", ls=":", lw=1)
     axes[1].plot(best["epoch"], best["val_mae"], "o", ms=8 if one else 5, color=RED)
     return axes
 

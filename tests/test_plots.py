@@ -1,5 +1,6 @@
 """Plots: what they say and the data of what they draw. conftest chooses Agg."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from agelib import metrics, plots
+from agelib.recipe import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_sharp_figures_have_two_pixels_a_point(shell, ax):
 
 
 THREE = ages([20, 40, 60], [21, 38, 63])
-BANDED = ages([5, 8, 25, 26, 116], [6, 11, 20, 25, 100])
+BANDED = ages(6 * [5, 8, 25, 26] + [116], 6 * [6, 11, 20, 25] + [100])
 
 
 def bars(ax, colour=None):
@@ -149,7 +151,7 @@ def test_one_face_or_very_many_can_be_drawn(n):
 def test_error_by_age_band_shows_error_interval_and_count(ax, given):
     assert plots.error_by_age_band(given, ax) is ax
     assert ax.lines[0].get_ydata().tolist() == [2, 3, 16]
-    assert ticks(ax.xaxis) == ["0-9\n2", "20-29\n2", "110-119\n1"]
+    assert ticks(ax.xaxis) == ["0-9\n12", "20-29\n12", "110-119\n1"]
     reach = np.array([s[:, 1] for s in ax.collections[0].get_segments()[:2]])
     bands = metrics.by_age_band(BANDED)
     assert reach == pytest.approx(bands[["low", "high"]].to_numpy()[:2])
@@ -160,8 +162,8 @@ def test_error_by_age_band_shows_error_interval_and_count(ax, given):
 def test_error_by_slice_is_read_from_top_to_bottom(ax):
     slices = metrics.by_slice(BANDED, {"dark": BANDED["age"] < 26})
     assert plots.error_by_slice(slices, ax) is ax
-    assert ticks(ax.yaxis) == ["all (5)", "dark (3)"]
-    assert ax.lines[0].get_xdata().tolist() == slices["mae"].tolist() == [5.2, 3]
+    assert ticks(ax.yaxis) == ["all (25)", "dark (18)"]
+    assert ax.lines[0].get_xdata().tolist() == slices["mae"].tolist() == [3.04, 3]
     reach = np.array([s[:, 0] for s in ax.collections[0].get_segments()])
     assert reach == pytest.approx(slices[["low", "high"]].to_numpy())
     assert ax.yaxis_inverted()
@@ -171,8 +173,12 @@ def test_error_by_slice_is_read_from_top_to_bottom(ax):
 def test_bias_by_age_is_the_mean_of_signed_errors(ax):
     assert plots.bias_by_age(BANDED, ax=ax) is ax
     assert ax.lines[0].get_ydata().tolist() == [2, -3, -16]
+    young, _, oldest = (line.get_ydata() for line in ax.lines[1:4])
+    by_hand = metrics.interval(np.array(6 * [1, 3]))
+    assert (np.nanmin(young), np.nanmax(young)) == pytest.approx(by_hand)
+    assert np.isnan(oldest).all()
     assert ticks(ax.xaxis) == ["0-9", "20-29", "110-119"]
-    assert ax.get_title() == "Bias: -3.60 years over all faces"
+    assert ax.get_title() == "Bias: -1.12 years over all faces"
     assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.TRUE, plots.ERROR)
 
 
@@ -213,6 +219,18 @@ def test_history_curves_mark_the_best_epoch():
     assert [ax.get_ylabel() for ax in axes] == ["loss", "MAE, years", "learning rate"]
     with pytest.raises(ValueError, match="no column 'lr'"):
         plots.history_curves(history.drop(columns="lr"))
+
+
+def test_history_curves_tell_where_the_faces_grow():
+    """64 px in the first epoch, 96 in the second, 128 in the third and the last."""
+    growing = replace(RECIPES["cpu"], first_size=64, image_size=128, epochs=4)
+    growing = replace(growing, grown_by=1.0)
+    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 1.0, "val_mae": 5.0})
+    axes = plots.history_curves(history.assign(lr=0.1), growing)
+    assert [text.get_text() for text in axes[0].texts] == ["96 px", "128 px"]
+    for ax, more in zip(axes, (0, 1, 0), strict=True):
+        lines = [line.get_xdata()[0] for line in ax.lines[1 : len(ax.lines) - more]]
+        assert lines == ([] if ax is axes[2] else [1.5, 2.5])
 
 
 def test_robustness_has_room_for_more_networks_than_colours(ax):
