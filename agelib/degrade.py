@@ -130,7 +130,8 @@ PHOTOS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 
 
 def as_measured(path: str) -> Image.Image:
-    """A photo at the size of the faces that `PHOTOS` are for: 200 px at most.
+    """A photo at the size of the faces that `PHOTOS` are for: its shorter side
+    has 200 px at most.
 
     In a larger one a pixel's noise would vanish when it is reduced for the network.
     """

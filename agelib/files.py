@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ REFUSALS = {
     errno.EDQUOT: ("full up to your quota", "make room"),
     errno.EROFS: ("read-only", "make it writable"),
 }
+# Windows has other numbers for them, which reach a safetensors error as they are
+_WINDOWS = {39: errno.ENOSPC, 112: errno.ENOSPC, 1295: errno.EDQUOT, 19: errno.EROFS}
 UNFINISHED = ".unfinished"
 # bytes: far more than any text that is read whole
 _LONGEST_TEXT = 2**26
@@ -49,7 +52,8 @@ def _reason(error: Exception, folder: Path) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     if told := re.search(r"(?:os error |code: )(\d+)", str(error)):
-        return int(told[1])
+        number = int(told[1])
+        return _WINDOWS.get(number) if sys.platform == "win32" else number
     # torch's RuntimeError tells nothing, but what it wrote still fills the disk
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -57,6 +61,15 @@ def _reason(error: Exception, folder: Path) -> int | None:
     except OSError as refusal:
         return refusal.errno
     return None
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a disk failed, rather than that a file is missing or of another kind.
+
+    Asked again, the disk of a cloud or a network may give the file.
+    """
+    told = None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP
+    return isinstance(error, OSError) and error.errno not in told
 
 
 def prepare(path: Path) -> None:
@@ -125,6 +138,10 @@ def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # some disks of networks and virtual machines flush files, but no folders
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from agelib import degrade
+from agelib import degrade, hardware
 from agelib.images import read_image
 from agelib.recipe import Recipe
 
@@ -228,7 +228,7 @@ def loader(
         sampler=_Shuffled(faces) if shuffled else None,
         num_workers=workers,
         drop_last=shuffled,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=hardware.device().type == "cuda",
         # forked anew each epoch they would make Linux copy the memory of the training
         persistent_workers=workers > 0,
     )

@@ -36,7 +36,7 @@ class AgeModel(nn.Module):
         # in the model, so that a checkpoint can't be fed with another's normalisation
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
-        # the Laplace scale in years, set from the validation error by `train.fit`
+        # the Laplace scale in years, set from the validation error by `loop`
         self.register_buffer("scale", torch.tensor(10.0))
         # of the intervals, `conformal.calibrate` on the faces that it held out
         self.calibration: np.ndarray | None = None

@@ -4,7 +4,7 @@ Of a cross-validation that of all folds together.
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +65,9 @@ def judged(run: Path, faces: pd.DataFrame) -> tuple[Trained, pd.DataFrame]:
     if home := _run_of(run):
         return trained, validation(home, faces)
     new = new_to(run, faces)
-    if new["digest"].isin(results.held_out()).all():
-        # its calibration knows their ages
+    # its calibration knows the ages of those that it held out
+    in_a_run = (run.parent / runs.RECIPE).is_file()
+    if in_a_run or new["digest"].isin(results.held_out()).all():
         probabilities = predict.distributions(trained, new)
         predicted = predict.cross_calibrated(probabilities, new)
     else:
@@ -105,7 +106,7 @@ def distributions(run: Path, faces: pd.DataFrame) -> np.ndarray:
         return predict.distributions(model.load(run), new_to(run, faces))
     table, order = _validation(home, faces)
     probabilities = [
-        _read_distributions(path.with_name(runs.DISTRIBUTIONS), n)
+        read_distributions(path.with_name(runs.DISTRIBUTIONS), n)
         for path, n in zip(models(home), table.groupby("fold").size(), strict=True)
     ]
     return np.concatenate(probabilities)[order]
@@ -128,15 +129,27 @@ def unseen(
     Raises:
         FileNotFoundError, OSError, ValueError: if the files are missing or damaged.
     """
-    total = np.zeros((len(faces), N_AGES), np.float32)
-    voices = np.zeros(len(faces))
-    for path in paths:
-        new, probabilities = answers(path, faces, views)
-        total[new] += probabilities
-        voices += new
-    known = voices > 0
-    mean = total[known] / voices[known, None]
+    known, mean = together(answers(path, faces, views) for path in paths)
     return predict.cross_calibrated(mean, faces[known])
+
+
+def together(
+    several: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of what several networks say, each of the faces that are new to it.
+
+    Args:
+        several: as `answers` returns it.
+    Returns:
+        The same: of the faces that are new to any of them.
+    """
+    total, voices = 0.0, 0
+    for new, probabilities in several:
+        said = np.zeros((len(new), N_AGES), np.float32)
+        said[new] = probabilities
+        total, voices = total + said, voices + new.astype(int)
+    known = voices > 0
+    return known, total[known] / voices[known, None].astype(np.float32)
 
 
 def answers(
@@ -167,6 +180,20 @@ def new_to(path: Path, faces: pd.DataFrame) -> pd.DataFrame:
         return faces[faces["file_id"].isin(validation(run, faces)["file_id"])]
     held_out = faces["digest"].isin(results.held_out())
     return faces[held_out | ~held_out.any()]
+
+
+def new_to_all(paths: Sequence[Path], faces: pd.DataFrame) -> pd.DataFrame:
+    """The faces that are `new_to` each of several models.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    new = faces
+    for path in paths:
+        new = new[new["file_id"].isin(new_to(path, faces)["file_id"])]
+    if new.empty:
+        raise ValueError("No face is new to all of these networks: judge fewer.")
+    return new
 
 
 def _run_of(path: Path) -> Path | None:
@@ -227,8 +254,14 @@ def _held_out(folder: Path, faces: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _read_distributions(path: Path, faces: int) -> np.ndarray:
-    advice = "run 02_training.ipynb again, it makes the file anew"
+def read_distributions(path: Path, faces: int) -> np.ndarray:
+    """What `write_distributions` wrote of so many faces, float32 (faces, 101).
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it is damaged, or of more or fewer faces.
+    """
+    advice = "run again what wrote it, as 02_training.ipynb, which makes it anew"
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}: {advice}.")
     files.regular(path)
@@ -242,7 +275,8 @@ def _read_distributions(path: Path, faces: int) -> np.ndarray:
             probabilities = content["probabilities"]
         if (probabilities.shape, probabilities.dtype) != ((faces, N_AGES), np.float16):
             raise ValueError(f"it is not of {faces:,} faces and {N_AGES} ages")
-        if probabilities.min() < 0:
+        # which nan is not, either
+        if not probabilities.min() >= 0:
             raise ValueError("it has shares below zero")
         # each of them was rounded
         if not np.allclose(probabilities.sum(1, dtype=np.float32), 1, atol=0.02):
@@ -250,6 +284,6 @@ def _read_distributions(path: Path, faces: int) -> np.ndarray:
     # numpy and zipfile know many ways to say that a file is damaged
     except Exception as error:
         raise ValueError(
-            f"{path} does not hold the distributions of a training ({error}): {advice}."
+            f"{path} does not hold distributions over ages ({error}): {advice}."
         ) from error
     return probabilities.astype(np.float32)

@@ -49,7 +49,7 @@ def folder(recipe: Recipe, faces: pd.DataFrame, cross_validation: bool = False) 
     Args:
         faces: all labelled faces, as `data.read_train` gives them.
     Raises:
-        OSError: if the folder can't be made or written.
+        OSError: if the folder can't be made, read or written.
     """
     name = f"{recipe.name}-{recipe.folds}-folds" if cross_validation else recipe.name
     names = chain([name], (f"{name}-{n}" for n in count(2)))
@@ -59,6 +59,8 @@ def folder(recipe: Recipe, faces: pd.DataFrame, cross_validation: bool = False) 
         try:
             found, theirs = read(path)
         except (OSError, ValueError) as error:
+            if files.may_pass(error):
+                raise
             warnings.warn(f"{error} So this run goes elsewhere.", stacklevel=2)
             continue
         if theirs == _sides(faces, found)[cross_validation]:
@@ -85,7 +87,7 @@ def newest(faces: pd.DataFrame) -> Path:
         there = filter(Path.is_file, found)
         last_first = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
         for run in (path.parent for path in last_first):
-            if _is_of(run, faces) and wanted in (None, "", read(run)[0].name):
+            if _is_of(run, faces, name=wanted):
                 if run.parent == home:
                     return run
                 _copy(run, home / run.name)
@@ -98,12 +100,24 @@ def newest(faces: pd.DataFrame) -> Path:
 
 
 def _is_of(
-    run: Path, faces: pd.DataFrame, wanted: tuple[Recipe, bool] | None = None
+    run: Path,
+    faces: pd.DataFrame,
+    wanted: tuple[Recipe, bool] | None = None,
+    name: str | None = None,
 ) -> bool:
-    """Whether a run is of these faces, and of a recipe and kind if one is wanted."""
+    """Whether a run is of these faces, and of a recipe and kind if one is wanted.
+
+    Args:
+        name: that of the recipe, if its other choices don't matter.
+    """
     try:
         found, theirs = read(run)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if files.may_pass(error):
+            raise
+        return False
+    # before the faces are split, which takes seconds
+    if name not in (None, "", found.name) or (wanted and wanted[0] != found):
         return False
     kinds = [
         (found, number == 1)

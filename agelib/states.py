@@ -26,7 +26,7 @@ _TENSORS, _POSITION = "state.safetensors", "state.json"
 FILES = _TENSORS, _POSITION
 _HISTORY = {"epoch", "train_loss", "val_mae", "lr", "seconds"}
 
-_UNREADABLE = (OSError, ValueError, SafetensorError, RecursionError, MemoryError)
+_UNREADABLE = (OSError, ValueError, SafetensorError, RecursionError)
 
 # tensors by the part of the training that they belong to, and by name
 Parts = dict[str, dict[str, Tensor]]
@@ -102,6 +102,7 @@ def read(state: Path) -> tuple[Parts, dict]:
 
     Raises:
         ValueError: if a file is missing, damaged or of another kind.
+        OSError: if the disk does not give it.
     """
     parts = defaultdict(dict)
     try:
@@ -111,6 +112,8 @@ def read(state: Path) -> tuple[Parts, dict]:
             content = (state / _TENSORS).read_bytes()
         tensors = load(content)
     except _UNREADABLE as error:
+        if files.may_pass(error):
+            raise
         raise ValueError(str(error)) from error
     if not isinstance(position, dict) or position.get("sha256") != _digest(content):
         raise ValueError(f"{_POSITION} is not that of {_TENSORS}")

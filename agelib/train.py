@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import notebook_launcher
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from agelib import data, env, files, hardware, model, outcome, runs
@@ -52,8 +52,9 @@ def fit(
     gradients are added up, or in four, and so on: the recipe's choices stay, except
     that batch norm sees a part at a time.
 
-    Writes `model.safetensors`, `recipe.json`, `history.csv` and `validation.csv` (the
-    validation table with predictions) into the folder.
+    Writes into the folder `model.safetensors`, `recipe.json`, `history.csv`,
+    `validation.csv` (the validation table with predictions), their distributions
+    `validation.npz`, and the state from which it goes on.
 
     Args:
         train, validation: tables with `file_id`, `path`, `digest` and `age` in years.
@@ -78,6 +79,7 @@ def fit(
             `start` another network, if there are fewer than two faces to learn from or
             none to judge by, or if the processes can't share a batch equally.
         BlockingIOError: if another training works in the folder.
+        ChildFailedError: of torch, telling what one of several processes raised.
         FloatingPointError: if the loss is not finite.
         OSError: if the folder can't be written, or its disk is full.
         TimeoutError: if the limit ends before one epoch is complete.
@@ -122,7 +124,7 @@ def fit(
             # an earlier fit of this process left its state of one process
             AcceleratorState._reset_state(True)
             run = create, recipe, folder
-            _launch(run, processes, folder, deadline)
+            _launch(run, processes, folder)
             return pd.read_csv(folder / runs.HISTORY)
         except RuntimeError as error:
             micro_batches *= 2
@@ -232,7 +234,7 @@ def _weights(start: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
+def _launch(run: tuple, processes: int, folder: Path) -> None:
     # not above: on Windows and macOS it prints a note
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -252,7 +254,7 @@ def _launch(run: tuple, processes: int, folder: Path, deadline: float) -> None:
         told = RuntimeError(str(error))
         if should_reduce_batch_size(told):
             raise told from error
-        if time.perf_counter() < deadline or complete.is_file():
+        if OutOfTime.__name__ not in str(error):
             raise
         raise OutOfTime(
             "Stopped by the time limit before one epoch was complete"
@@ -307,11 +309,16 @@ def main() -> None:
         parser.error(f"--folds is {folds}, but should be 1 or more")
     if folds > 1:
         chosen = replace(chosen, folds=folds)
-        folder = runs.folder(chosen, faces, cross_validation=True)
+    # one after the other, for the first may have a run to copy; and none begins before
+    # all have found it as it is
+    processes = PartialState(cpu=hardware.device().type == "cpu")
+    with processes.main_process_first():
+        folder = runs.folder(chosen, faces, cross_validation=folds > 1)
+    processes.wait_for_everyone()
+    if folds > 1:
         cross_validate(chosen, faces, folder, **options)
     else:
-        train_faces, validation = data.hold_out(faces, chosen.folds)
-        fit(chosen, train_faces, validation, runs.folder(chosen, faces), **options)
+        fit(chosen, *data.hold_out(faces, chosen.folds), folder, **options)
 
 
 if __name__ == "__main__":

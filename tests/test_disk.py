@@ -166,6 +166,19 @@ def test_a_read_only_disk_ends_a_run_whose_model_is_still_of_use(
     assert len(train.fit(tiny, *tables, run)) == 3
 
 
+@pytest.mark.parametrize(("system", "number"), [("linux", 28), ("win32", 112)])
+def test_a_full_disk_is_known_by_each_systems_number(
+    tmp_path, monkeypatch, system, number
+):
+    """As safetensors tells it: 28 is ENOSPC, 112 Windows' ERROR_DISK_FULL."""
+    error = SafetensorError(f"I/O error: no space (os error {number})")
+    for told in ("linux", "win32"):
+        monkeypatch.setattr(files.sys, "platform", told)
+        kind, words = (OSError, "is full") if told == system else (type(error), "I/O")
+        with pytest.raises(kind, match=words), files.writing(tmp_path):
+            raise error
+
+
 def test_an_error_that_the_disk_is_not_to_blame_for_is_left_alone(tmp_path):
     for error in (RuntimeError("out of memory"), OSError(errno.EACCES, "not yours")):
         with pytest.raises(type(error)) as raised, files.writing(tmp_path):

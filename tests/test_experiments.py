@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -356,6 +357,21 @@ def test_distil_trains_a_student_of_what_the_teachers_say_of_each_face(
         np.testing.assert_allclose(shares, taught[age.item()], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["distil", "denoise"])
+def test_a_network_that_knows_the_validation_faces_is_no_teacher_and_no_start(
+    call, beside, dataset, models, tmp_path, monkeypatch, name
+):
+    """Of the four that are held out it has learned three."""
+    _, held_out = data.hold_out(data.read_train(dataset))
+    monkeypatch.setattr(results, "held_out", lambda: held_out["digest"].head(1))
+    given = [tmp_path / "out", models[0]]
+    given = given[::-1] if name == "denoise" else given
+    told = f"{models[0]} has learned from 3 of the 4 validation faces"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        call(beside(name), dataset, *given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_mended_labels_come_from_networks_that_never_saw_them(
     call, beside, dataset, tiny, models, tmp_path, monkeypatch
 ):
@@ -484,8 +500,12 @@ def test_what_a_network_said_takes_its_place_in_an_ensemble(
         told = pd.read_csv(out / f"{name}.csv")
         np.testing.assert_allclose(told["pred_age"], expected, atol=2e-3)
     backwards.head(2).to_csv(said / "test.csv", index=False)
-    with pytest.raises(ValueError, match=r"said/test.csv and .npz differ"):
+    with pytest.raises(ValueError, match=r"said/test\.npz .* not of 2 faces"):
         call(load("ensemble"), dataset, out, models[0], said)
+    told = pd.read_csv(said / "oof.csv")
+    told.assign(digest="x").to_csv(said / "oof.csv", index=False)
+    with pytest.raises(ValueError, match=r"of another dataset: its .*\.jpg is another"):
+        call(load("ensemble"), dataset, out, said)
     elsewhere = "other-" + held_out["file_id"]
     for ids, told in ((elsewhere, "none of the"), ("a.jpg", "a.jpg more than once")):
         held_out.assign(file_id=ids).to_csv(said / "oof.csv", index=False)

@@ -1,4 +1,6 @@
+import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +105,24 @@ def test_what_lies_in_the_place_of_an_unfinished_file_is_removed_not_followed(
     assert (run / "note.txt").read_text() == "ours"
     assert (elsewhere / "note.txt").read_text() == "mine"
     assert [path.name for path in run.iterdir()] == ["note.txt"]
+
+
+def test_a_disk_that_flushes_no_folders_is_written_all_the_same(tmp_path, monkeypatch):
+    """As some network disks: EINVAL or EBADF of a folder, but not of a file."""
+    fsync = os.fsync
+
+    def flush(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) or refuses_files:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    refuses_files = False
+    files.write_text("kept", tmp_path / "note.txt")
+    refuses_files = True
+    with pytest.raises(OSError, match="Invalid argument"):
+        files.write_text("lost", tmp_path / "note.txt")
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "kept"
 
 
 def test_a_link_is_replaced_itself(tmp_path):

@@ -168,17 +168,19 @@ def test_a_trained_network_may_know_what_a_fold_holds_out(recipe, faces, tmp_pat
     assert not (tmp_path / "tiny").exists()
 
 
-def test_processes_out_of_time_are_known_by_the_clock(
+def test_processes_out_of_time_are_known_by_what_they_say(
     recipe, faces, tmp_path, monkeypatch, capsys
 ):
     """What they raise is known by its text alone; the folds before are kept."""
-    now = [0.0]
+    now, said = [0.0], ["OutOfTime: Stopped in epoch 1 of 2 by the time limit"]
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
 
     def launch(run, given, num_processes):
         if given[-1].name == "fold-1":
             now[0] = 3600.0
-            raise ChildFailedError("run", {0: ProcessFailure(0, 0, 1, "error.json")})
+            failure = ProcessFailure(0, 0, 1, "")
+            failure.message = said[0]
+            raise ChildFailedError("run", {0: failure})
         run(*given)
 
     monkeypatch.setattr(train, "notebook_launcher", launch)
@@ -188,9 +190,9 @@ def test_processes_out_of_time_are_known_by_the_clock(
     assert history["fold"].tolist() == [0, 0]
     assert "Stopped by the time limit before one epoch" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "tiny" / "oof.csv")["fold"].unique().tolist() == [0]
-    # with time left it is an error like any other
-    now[0] = 0.0
-    with pytest.raises(ChildFailedError):
+    # another error is one, whatever the time
+    now[0], said[0] = 0.0, "OSError: The disk of tiny is full"
+    with pytest.raises(ChildFailedError, match="disk of tiny"):
         train.cross_validate(recipe, faces, tmp_path / "tiny", processes=2)
 
 

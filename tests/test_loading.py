@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agelib import data, loading
+from agelib import data, hardware, loading
 from agelib.recipe import RECIPES
 
 
@@ -216,6 +216,15 @@ def test_there_are_no_more_workers_than_shared_memory_has_room_for(
     for free, workers in ((0, 0), (6 * batch - 1, 0), (6 * batch, 1), (10**12, 4)):
         monkeypatch.setattr(loading, "_shared_memory", lambda free=free: free)
         assert loading.loader(faces, 64, workers=4).num_workers == workers
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_memory_is_pinned_for_the_device_that_is_used(tables, monkeypatch, kind):
+    """There may be a GPU on which torch can't compute."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "device", lambda: torch.device(kind))
+    batches = loading.loader(loading.Faces(tables[1], 16), 4)
+    assert batches.pin_memory == (kind == "cuda")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a folder there")

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agelib import data, files, model, outcome, predict, results
@@ -75,7 +76,23 @@ def test_a_model_in_a_run_is_judged_on_the_faces_that_the_run_held_out(judged, f
     assert table["file_id"].tolist() == held_out["file_id"].tolist()
     told = predict.predict(trained, held_out)["pred_age"]
     assert table["pred_age"].tolist() == told.tolist()
+    # each by a calibration that the others of them made
+    expected = predict.cross_calibrated(
+        predict.distributions(trained, held_out), held_out
+    )
+    assert table["low"].tolist() == expected["low"].tolist()
     assert len(outcome.distributions(other, faces)) == len(held_out) < len(faces)
+
+
+def test_networks_speak_together_of_what_is_new_to_any_of_them():
+    """By hand: of four faces the second is new to both, the last to none."""
+    first = np.zeros((2, 101)), np.array([True, True, False, False])
+    second = np.zeros((2, 101)), np.array([False, True, True, False])
+    first[0][:, 20] = second[0][:, 40] = 1
+    known, mean = outcome.together([first[::-1], second[::-1]])
+    assert known.tolist() == [True, True, True, False]
+    assert mean[:, 20].tolist() == [1, 0.5, 0]
+    assert mean[:, 40].tolist() == [0, 0.5, 1]
 
 
 def drop_rows(text: str) -> str:

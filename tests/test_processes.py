@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agelib import data, metrics, model, outcome, predict, states
+from agelib import data, metrics, model, outcome, predict, states, train
 
 HERE = Path(__file__).parent
 
@@ -93,6 +93,47 @@ def test_only_the_main_process_writes_and_shows_progress(dataset, tiny, tmp_path
         "report-0.json",
         "report-1.json",
     }
+
+
+TAKING_OVER = """
+import sys
+import time
+from pathlib import Path
+from agelib import env, recipe, runs, train
+from tests.conftest import TINY
+
+env.KAGGLE = Path(sys.argv.pop())
+recipe.RECIPES["sample"] = TINY
+copy = runs.shutil.copyfile
+
+
+def slowly(*given):
+    time.sleep(0.5)
+    copy(*given)
+
+
+runs.shutil.copyfile = slowly
+train.main()
+"""
+
+
+def test_of_two_processes_one_takes_an_attached_run_over(
+    dataset, tiny, tables, tmp_path, monkeypatch
+):
+    """While the other waits, or each would remove what the other has copied."""
+    kaggle, script = tmp_path / "kaggle", tmp_path / "taking_over.py"
+    faces = data.read_train(dataset)
+    attached = kaggle / "input" / "training" / "runs" / "tiny"
+    train.fit(tiny, *data.hold_out(faces, tiny.folds), attached)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setenv("AGELIB_DATA", str(dataset))
+    monkeypatch.delenv("AGELIB_RECIPE", raising=False)
+    script.write_text(TAKING_OVER)
+    assert "Already trained" in launch(2, script, kaggle)
+    copied = kaggle / "working" / "runs"
+    assert [run.name for run in copied.iterdir() if run.is_dir()] == ["tiny"]
+    for name in ("recipe.json", "history.csv", "state-12/state.json"):
+        assert (copied / "tiny" / name).read_bytes() == (attached / name).read_bytes()
 
 
 FOLDS = """

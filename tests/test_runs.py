@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from agelib import data, env, runs, train
+from agelib import data, env, files, runs, train
 from tests.conftest import TINY
 
 FACES = pd.DataFrame({"digest": ["a", "b"], "age": [3.0, 50.0]})
@@ -129,6 +130,41 @@ def test_a_folder_that_says_nothing_of_its_run_is_left_alone(home, faces):
     with pytest.warns(UserWarning, match=r"no file .*recipe\.json"):
         assert begin(TINY, faces) == home / "tiny-2"
     assert [p.name for p in (home / "tiny").iterdir()] == ["notes.txt"]
+
+
+def test_a_disk_that_does_not_give_a_run_today_does_not_begin_another(
+    home, faces, monkeypatch
+):
+    begin(TINY, faces)
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    for find in (lambda: runs.folder(TINY, faces), lambda: runs.newest(faces)):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "read_text", fail)
+            with pytest.raises(OSError, match=r"Input/output error: .*recipe\.json"):
+                find()
+    assert [run.name for run in home.iterdir()] == ["tiny"]
+
+
+def test_runs_of_another_recipe_are_passed_by_without_splitting_the_faces(
+    home, faces, monkeypatch
+):
+    """Which takes seconds of many faces."""
+    begin(TINY, faces)
+    begin(replace(TINY, name="second"), faces)
+    split = []
+
+    def hold_out(faces, folds):
+        split.append(folds)
+        return data.split(faces, folds), faces
+
+    monkeypatch.setattr(runs.data, "hold_out", hold_out)
+    monkeypatch.setenv("AGELIB_RECIPE", "cpu")
+    with pytest.raises(FileNotFoundError):
+        runs.newest(faces)
+    assert split == []
 
 
 def set_begun(folder: Path, moment: int) -> None:

@@ -1,5 +1,6 @@
 """States of a training: what is damaged is set aside, and nothing runs code."""
 
+import errno
 import hashlib
 import json
 import os
@@ -290,6 +291,24 @@ def test_a_damaged_newest_state_is_set_aside_for_the_one_before(
     # the one before is as it was
     for file in (run / "state-4").iterdir():
         assert file.read_bytes() == (two_states / "state-4" / file.name).read_bytes()
+
+
+def test_a_state_that_the_disk_does_not_give_today_is_left_for_another_day(
+    two_states, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(two_states, run)
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(OSError, match=r"Input/output error: .*state-5"):
+            states.newest(run, lambda parts, position: None, print)
+    assert {p.name for p in run.iterdir()} == {"state-4", "state-5"}
+    found = states.newest(run, lambda parts, position: None, print)
+    assert found == run / "state-5"
 
 
 def test_the_run_goes_on_from_the_state_before_a_damaged_one(

@@ -83,12 +83,8 @@ def main() -> None:
         parser.error("two of the runs have the same name: rename a folder")
     out = asked.runs[0].parent / "decoding.csv"
     files.prepare(out)
-    faces = new = data.read_train(asked.dataset)
-    for run in asked.runs:
-        held_out = outcome.new_to(run / MODEL, faces)["file_id"]
-        new = new[new["file_id"].isin(held_out)]
-    if new.empty:
-        parser.error("no face is new to all of these networks")
+    models = [run / MODEL for run in asked.runs]
+    new = outcome.new_to_all(models, data.read_train(asked.dataset))
     table = compare(asked.runs, new, asked.sizes)
     files.write_csv(table, out)
     print(table.to_string())

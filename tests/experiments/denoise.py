@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from ablation import against_first, complete
-from distil import student_loop
+from distil import held_out_all, student_loop
 
 from agelib import data, files, outcome, recipe, train
 
@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the runs and the table")
     parser.add_argument("shares", type=float, nargs="*", default=[0.0, 0.5])
     asked = parser.parse_args()
-    sides = data.hold_out(data.read_train(asked.dataset), STUDENT.folds)
+    faces = data.read_train(asked.dataset)
+    sides = data.hold_out(faces, STUDENT.folds)
+    held_out_all(asked.model, faces, sides[1])
     taught = teach(sides[0], asked.out / "teachers")
     of_teachers = outcome.validation(asked.out / "teachers", sides[0])
     distance = [to_copies(of_teachers, share) for share in asked.shares]

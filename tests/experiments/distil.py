@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from agelib import data, model, predict, recipe, train
+from agelib import data, model, outcome, predict, recipe, train
 from agelib.ages import N_AGES, soft_labels
 from agelib.loop import Loop
 from agelib.recipe import Recipe
@@ -63,6 +63,16 @@ def student_loop(taught: torch.Tensor, share: float = SHARE_OF_TEACHERS) -> type
     return StudentLoop
 
 
+def held_out_all(path: Path, faces: pd.DataFrame, validation: pd.DataFrame) -> None:
+    """Raises a ValueError if a model has learned from one of the validation faces."""
+    learned = ~validation["file_id"].isin(outcome.new_to(path, faces)["file_id"])
+    if learned.any():
+        raise ValueError(
+            f"{path} has learned from {learned.sum():,} of the {len(validation):,} "
+            "validation faces: name a model that held them all out."
+        )
+
+
 def distil(
     student: Recipe, teachers: list[model.Trained], faces: pd.DataFrame, run: Path
 ) -> pd.DataFrame:
@@ -82,11 +92,15 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the student's run")
     parser.add_argument("models", type=Path, nargs="+", help="the teachers' files")
     asked = parser.parse_args()
+    faces = data.read_train(asked.dataset)
+    for path in asked.models:
+        held_out_all(path, faces, data.hold_out(faces, STUDENT.folds)[1])
     teachers = [model.load(path) for path in asked.models]
     # so that a run goes on with the teachers that it began with
-    sums = (hashlib.md5(path.read_bytes()).hexdigest()[:8] for path in asked.models)
-    student = replace(STUDENT, name=f"{STUDENT.name} of {' '.join(sums)}")
-    distil(student, teachers, data.read_train(asked.dataset), asked.out)
+    sums = sorted(hashlib.md5(path.read_bytes()).digest() for path in asked.models)
+    of_all = hashlib.md5(b"".join(sums)).hexdigest()[:8]
+    student = replace(STUDENT, name=f"{STUDENT.name} of {of_all}")
+    distil(student, teachers, faces, asked.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from agelib import conformal, data, files, metrics, model, outcome, predict, tables
-from agelib.ages import N_AGES, read_off
+from agelib.ages import read_off
 
 TOLD = ["file_id", "pred_age", "low", "high"]
 
@@ -42,16 +42,23 @@ def answers(
 
 def kept(folder: Path, name: str, faces: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Which faces a table lists, and their distributions, in the order of the faces."""
-    listed = tables.read_table(folder / f"{name}.csv", "file_id")["file_id"]
-    if repeated := listed[listed.duplicated()].tolist():
-        raise ValueError(f"{folder}/{name}.csv lists {repeated[0]} more than once.")
-    row = pd.Index(listed).get_indexer(faces["file_id"])
-    probabilities = np.load(folder / f"{name}.npz")["probabilities"]
-    if len(listed) != len(probabilities):
-        raise ValueError(f"{folder}/{name}.csv and .npz differ: write both anew.")
-    if (row < 0).all():
-        raise ValueError(f"{folder}/{name}.csv lists none of the dataset's faces.")
-    return row >= 0, probabilities[row[row >= 0]].astype(np.float32)
+    path = folder / f"{name}.csv"
+    table = tables.read_table(path, "file_id")
+    if repeated := table["file_id"][table["file_id"].duplicated()].tolist():
+        raise ValueError(f"{path} lists {repeated[0]} more than once.")
+    probabilities = outcome.read_distributions(path.with_suffix(".npz"), len(table))
+    row = pd.Index(table["file_id"]).get_indexer(faces["file_id"])
+    new, row = row >= 0, row[row >= 0]
+    if not new.any():
+        raise ValueError(f"{path} lists none of the dataset's faces.")
+    if "digest" in table:
+        other = faces[new][table["digest"].to_numpy()[row] != faces["digest"][new]]
+        if len(other):
+            raise ValueError(
+                f"{path} is of another dataset: its {other['file_id'].iloc[0]} is "
+                "another photo."
+            )
+    return new, probabilities[row]
 
 
 def main() -> None:
@@ -69,19 +76,15 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     faces, test = data.read_train(asked.dataset), data.read_test(asked.dataset)
-    total = np.zeros((len(faces), N_AGES), np.float32)
-    mean_of_tests = np.zeros((len(test), N_AGES), np.float32)
-    voices = np.zeros(len(faces))
-    errors = {}
+    several, mean_of_tests, errors = [], 0.0, {}
     for network in asked.networks:
         new, probabilities, of_tests = answers(network, faces, test, asked.views)
         alone = faces[new].assign(**read_off(probabilities))
         errors[str(network)] = metrics.summary(alone)
-        total[new] += probabilities
+        several.append((new, probabilities))
         mean_of_tests += of_tests / len(asked.networks)
-        voices += new
-    known = voices > 0
-    mean, held_out = total[known] / voices[known, None], faces[known]
+    known, mean = outcome.together(several)
+    held_out = faces[known]
     told = predict.cross_calibrated(mean, held_out)
     errors["together"] = metrics.summary(told)
     print(pd.DataFrame(errors).T.round(3).to_string())

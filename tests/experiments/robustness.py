@@ -20,19 +20,14 @@ def main() -> None:
     parser.add_argument("--faces", type=int, help="so many of them, at random")
     parser.add_argument("--views", type=int, help="instead of the recipe's")
     asked = parser.parse_args()
-    named = dict(text.rpartition("=")[::2] for text in asked.models)
-    if "" in named or len(named) < len(asked.models):
+    named = dict(text.partition("=")[::2] for text in asked.models)
+    if "" in {*named, *named.values()} or len(named) < len(asked.models):
         parser.error("each network is a NAME=MODEL, and each NAME another")
     files.prepare(asked.out)
     trained = {name: model.load(path) for name, path in named.items()}
-    faces = new = data.read_train(asked.dataset)
-    for path in named.values():
-        held_out = outcome.new_to(path, faces)["file_id"]
-        new = new[new["file_id"].isin(held_out)]
-    if new.empty:
-        parser.error("no face is new to all of these networks")
+    new = outcome.new_to_all([*named.values()], data.read_train(asked.dataset))
     if asked.faces:
-        new = new.sample(asked.faces, random_state=0)
+        new = new.sample(min(asked.faces, len(new)), random_state=0)
     new = new.reset_index(drop=True)
     table = trust.bad_photos(trained, new, views=asked.views).round(3)
     files.write_csv(table, asked.out)
