@@ -41,10 +41,7 @@ def main(save: bool = False) -> None:
     begun = time.time()
     env.run_folder("")
     ran = {}
-    folder = env.HOME / "notebooks"
-    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not notebooks:
-        raise FileNotFoundError(f"No notebooks in {folder}: run this in a clone.")
+    notebooks = env.notebooks()
     for path in notebooks:
         if path.name == SUBMISSION:
             template = env.data_folder() / "submission.csv"

@@ -54,7 +54,10 @@ def ages(
     photos = {
         _name(path, folder): path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in data.SUFFIXES and path.is_file()
+        if path.suffix.lower() in data.SUFFIXES
+        # which macOS writes beside each photo on other systems' disks
+        and not path.name.startswith("._")
+        and path.is_file()
     }
     if not photos:
         raise FileNotFoundError(f"There is no photo in {folder}: name another folder.")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -189,6 +190,20 @@ def folds() -> int:
             "1 for a single training."
         )
     return int(value)
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of a clone, in order, without copies such as `01_eda-Copy1`.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    folder = HOME / "notebooks"
+    named = re.compile(r"[0-9]{2}_\w+\.ipynb")
+    found = sorted(p for p in folder.glob("*.ipynb") if named.fullmatch(p.name))
+    if not found:
+        raise FileNotFoundError(f"No notebooks in {folder}: run this in a clone.")
+    return found
 
 
 def runs_folder() -> Path:

@@ -218,7 +218,8 @@ def write(
     onnx, runtime, onnxscript = _packages()
     several = [trained] if isinstance(trained, Trained) else list(trained)
     files.prepare(path)
-    whole = Whole(several, crops.shape[1], views, level).eval()
+    # which may be on a GPU, if it has predicted there
+    whole = Whole(several, crops.shape[1], views, level).cpu().eval()
     batch = torch.export.Dim("faces", min=1)
     with warnings.catch_warnings():
         # of torch's own calls

@@ -50,13 +50,14 @@ def build(owner: str, folder: Path) -> list[str]:
 
 
 def _kernels(owner: str, folder: Path) -> None:
-    notebooks = sorted((env.HOME / "notebooks").glob("0*.ipynb"))
+    notebooks = env.notebooks()
     slugs = [f"{owner}/agelib-{n.stem.replace('_', '-')}" for n in notebooks]
     for number, (notebook, slug) in enumerate(zip(notebooks, slugs, strict=True)):
         kernel = folder / notebook.stem
         kernel.mkdir()
         shutil.copy(notebook, kernel)
-        before = slugs[max(0, number - 1) : number]
+        # the photo's notebook needs no run, and leaves none
+        before = [slug for slug in slugs[:number] if "your-photo" not in slug]
         _write(
             kernel / "kernel-metadata.json",
             {
@@ -74,7 +75,7 @@ def _kernels(owner: str, folder: Path) -> None:
                 "machine_shape": "NvidiaTeslaT4",
                 "dataset_sources": [f"{owner}/{DATASET}"],
                 "competition_sources": [env.COMPETITION],
-                "kernel_sources": before,
+                "kernel_sources": before[-1:],
             },
         )
 

@@ -173,8 +173,8 @@ def crop(photo: Image.Image, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Saves each face as a PNG of 200 pixels a side; adds `file_id` and `path`.
 
     The files are `face_1.png`, `face_2.png` and so on, after those of other photos that
-    the folder holds: no crop ever replaces another. A face that is cropped again, all
-    pixels the same, gets its earlier file. What lies outside the photo is black, as it
+    the folder holds: no crop ever replaces another. The same faces cropped again, in
+    the same order, get their earlier files. What lies outside the photo is black, as it
     is in the training faces. Warns of crops that show too little of a face.
 
     Args:

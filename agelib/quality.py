@@ -6,7 +6,7 @@ import pandas as pd
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 
-from agelib import images, metrics
+from agelib import degrade, images, metrics
 from agelib.tables import require
 
 # Mean distance of the chroma from grey, in 8-bit steps. Of 23,290 faces 602 have none
@@ -16,8 +16,6 @@ GREY_CHROMA = 2.0
 # Faces are centred alike, so the usual 8x8 hash calls different people equal: at 256
 # bits, true copies lie below 40 and the nearest strangers above.
 HASH_SIZE = 16
-# pixels a side at which photos are measured: those of the competition
-SIDE = 200
 
 
 def measure(table: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +27,7 @@ def measure(table: pd.DataFrame) -> pd.DataFrame:
         the table with `grayscale` (bool, judged by the pixels), `light` and
         `contrast` (mean and standard deviation of the luma, 0..255; dark skin lowers
         the light as a dark room does), `sharpness` (variance of the luma's Laplacian).
-        Photos of 400 pixels and more are reduced to 200 or a little more before.
+        Larger photos are reduced before, to 200 pixels on the shorter side.
     Raises:
         ValueError: if the table is empty, or an image can't be read, naming it.
 
@@ -43,8 +41,8 @@ def measure(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measure_one(path: str) -> tuple[bool, float, float, float]:
-    # of about one size: the larger a photo, the less a pixel differs from the next
-    face = images.read_image(path, SIDE)
+    # of one size: the larger a photo, the less a pixel differs from the next
+    face = degrade.as_measured(path)
     pixels = np.asarray(face.convert("YCbCr"), dtype=np.float32)
     luma, chroma = pixels[..., 0], np.abs(pixels[..., 1:] - 128)
     return (

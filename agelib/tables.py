@@ -155,7 +155,11 @@ def _text(csv: Path, columns: tuple[str, ...]) -> str:
 def _separator(csv: Path, text: str, columns: tuple[str, ...]) -> str:
     """The one by which the first line names the columns, else a comma."""
     for separator in SEPARATORS:
-        _, row = next(_rows(csv, text, separator), (0, []))
+        try:
+            _, row = next(_rows(csv, text, separator), (0, []))
+        except ValueError:
+            # what stands between quotes ends with another one
+            continue
         if {name.strip() for name in row} >= set(columns):
             return separator
     return ","

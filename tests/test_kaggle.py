@@ -77,18 +77,20 @@ def test_the_client_takes_each_notebook(built, client, capsys, name):
     assert capsys.readouterr() == ("", "")
 
 
-def test_each_notebook_is_fed_by_the_one_before(built):
+def test_each_notebook_is_fed_by_the_one_before_that_leaves_a_run(built):
     sources = [
         json.loads((built / name / "kernel-metadata.json").read_text(encoding="utf-8"))[
             "kernel_sources"
         ]
         for name in NAMES
     ]
-    assert sources[:4] == [
+    assert sources == [
         [],
         ["anna-b/agelib-01-eda"],
         ["anna-b/agelib-02-training"],
         ["anna-b/agelib-03-validation"],
+        ["anna-b/agelib-04-submission"],
+        ["anna-b/agelib-04-submission"],
     ]
 
 

@@ -220,6 +220,15 @@ def test_a_sample_that_holds_other_faces_is_not_replaced(small, tmp_path, strang
     assert digests(folder) == before
 
 
+@pytest.mark.parametrize("left", [".DS_Store", "train/.DS_Store", "test/Thumbs.db"])
+def test_what_a_desktop_leaves_in_a_sample_does_not_keep_it(small, tmp_path, left):
+    folder = tmp_path / "sample"
+    shutil.copytree(small, folder)
+    (folder / left).touch()
+    sample.write_sample(folder, **SMALL)
+    assert digests(folder) == digests(small)
+
+
 def test_failure_leaves_the_old_sample_whole(small, monkeypatch):
     before = digests(small)
     calls = iter(range(3))

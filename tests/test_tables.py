@@ -30,6 +30,8 @@ ONE = [["a.jpg", "26"]]
     [
         ("file_id,age\nNA,1\n007,nan\n", [["NA", "1"], ["007", "nan"]]),
         ("file_id;age\na.jpg;26,5\n", [["a.jpg", "26,5"]]),
+        ('"file_id";"age"\n"a.jpg";"26,5"\n', [["a.jpg", "26,5"]]),
+        ('"file_id"\t"age"\n"a.jpg"\t"26"\n', ONE),
         ("file_id\tage\na.jpg\t26\n", ONE),
         ("file_id|age\na.jpg|26\n", ONE),
         ("age, file_id\n26, a.jpg\n", ONE),
@@ -48,6 +50,8 @@ ONE = [["a.jpg", "26"]]
     ids=[
         "values that look missing",
         "semicolons",
+        "semicolons between quotes",
+        "tabs between quotes",
         "tabs",
         "bars",
         "spaces after commas",

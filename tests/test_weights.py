@@ -186,7 +186,7 @@ def test_without_a_network_the_ways_out_are_named(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "ConnectionError: No network" in run.stderr
+    assert "ConnectionError: The weights of tf_efficientnetv2_s" in run.stderr
     assert "AGELIB_WEIGHTS" in run.stderr
     assert "AGELIB_RECIPE=quick" in run.stderr
 
@@ -450,6 +450,25 @@ def test_weights_of_the_hub_that_are_damaged_are_told(monkeypatch):
         weights.pretrained_backbone("tf_efficientnetv2_s.in1k")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("We couldn't connect to the hub"),
+        RuntimeError("Data processing error: CAS service error"),
+        # what the hub's client raises is no OSError in each version
+        Exception("The read operation timed out"),
+    ],
+)
+def test_a_network_that_fails_is_told_with_the_ways_out(monkeypatch, error):
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", failing)
+    told = rf"can't be fetched \({error}\)\. Either put its file .*AGELIB_RECIPE=quick"
+    with pytest.raises(ConnectionError, match=told):
+        weights.pretrained_backbone("tf_efficientnetv2_s.in1k")
+
+
 def test_a_network_that_timm_has_no_weights_of_is_told():
     with pytest.raises(ValueError, match="has no weights of efficientnet_b6"):
         weights.pretrained_backbone("efficientnet_b6")
@@ -469,6 +488,10 @@ def test_a_network_that_timm_has_no_weights_of_is_told():
         ("resnet50.fb_swsl_ig1b_ft_in1k", False),
         ("vit_base_patch14_dinov2.lvd142m", False),
         ("fastvit_t8.apple_dist_in1k", False),
+        # distilled, though the tag names ImageNet alone
+        ("deit_tiny_distilled_patch16_224.fb_in1k", False),
+        ("hrnet_w18_ssld.paddle_in1k", False),
+        ("edgenext_small.usi_in1k", False),
     ],
 )
 def test_pretraining_tells_what_a_checkpoint_saw(checkpoint, imagenet_only):

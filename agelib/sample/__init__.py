@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from agelib import env
 from agelib.files import read_text
 from agelib.sample.canvas import Canvas, at, curve, oval
 from agelib.sample.portrait import draw_face
 
 __all__ = ["draw_face", "draw_wall", "plan_sample", "write_sample"]
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "sample"
+FOLDER = env.HOME / "data" / "sample"
 LAYOUT = {"train", "test", "train.csv", "submission.csv", "solution.csv"}
 FAULTS = {"grayscale": 0.10, "dark": 0.04, "overexposed": 0.04, "blurred": 0.05}
 FAULTS |= {"rotated": 0.05, "hidden": 0.06}
@@ -208,7 +209,7 @@ def _hide(face: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    found = _names(folder) if folder.is_dir() else {""}
     if found and (found != LAYOUT or not _is_drawn(folder)):
         raise FileExistsError(
             f"{folder} holds {sorted(found - LAYOUT) or 'other faces'}, so it is no "
@@ -221,10 +222,15 @@ def _is_drawn(folder: Path) -> bool:
     for split, table in (("train", "train.csv"), ("test", "solution.csv")):
         listed = [row.split(",")[0] for row in read_text(folder / table).split()[1:]]
         drawn = [f"image_{i}.jpg" for i in range(len(listed))]
-        there = {path.name for path in (folder / split).iterdir()}
-        if listed != drawn or there != set(drawn):
+        if listed != drawn or _names(folder / split) != set(drawn):
             return False
     return True
+
+
+def _names(folder: Path) -> set[str]:
+    """What a folder holds, but for what a desktop leaves in each that it shows."""
+    names = {path.name for path in folder.iterdir()}
+    return {n for n in names if n[0] != "." and n not in ("Thumbs.db", "desktop.ini")}
 
 
 def _write_table(path: Path, ages: list[int]) -> None:
