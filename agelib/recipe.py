@@ -256,15 +256,17 @@ _LONGER = {
     "epochs": 30,
     "patience": 4,
     "first_size": 96,
+    "grown_by": 0.8,
     "dropout": 0.2,
     "ema_decay": 0.999,
-    "rotation": 15.0,
+    "rotation": 20.0,
     "zoom": 0.15,
     "shift": 0.06,
     "light": 0.3,
     "erasing": 0.3,
+    "degraded": 0.3,
 }
-_CPU = replace(_QUICK, name="cpu", image_size=192, **_LONGER)
+_CPU = replace(_QUICK, name="cpu", image_size=160, frozen_stages=0, **_LONGER)
 _GPU = Recipe(
     "gpu",
     "tf_efficientnetv2_s.in1k",

@@ -64,7 +64,7 @@ def test_an_unknown_recipe_is_named_with_the_ones_there_are(monkeypatch):
 def test_compare_shows_one_row_a_choice_and_one_column_a_recipe():
     table = recipe.compare(recipe.get("original"), recipe.get("cpu"))
     assert list(table) == ["original", "cpu"]
-    assert table.loc["image_size"].tolist() == ["224", "192"]
+    assert table.loc["image_size"].tolist() == ["224", "160"]
     assert "name" not in table.index
 
 

@@ -52,7 +52,11 @@ def test_a_variant_is_compared_with_the_base_of_its_seeds():
 
 @pytest.mark.parametrize(
     ("network", "run"),
-    [("quick", "quick"), ("cpu", "cpu"), ("four networks averaged", "folds/four")],
+    [
+        ("quick", "quick"),
+        ("earlier cpu", "folds/cpu-192"),
+        ("four networks averaged", "folds/four"),
+    ],
 )
 def test_a_score_stands_beside_the_validation_error(network, run):
     told = results.scores().loc[network]
@@ -61,10 +65,18 @@ def test_a_score_stands_beside_the_validation_error(network, run):
         assert told[ours] == round(measured[theirs], 2)
 
 
+def test_the_best_answer_is_the_mean_of_three():
+    told = [
+        results.validation(run)["pred_age"] for run in ("folds/four", "lite0", "cpu")
+    ]
+    best = results.validation("best")["pred_age"]
+    np.testing.assert_allclose(best, np.mean(told, axis=0), atol=0.002)
+
+
 def test_what_a_spoiled_photo_costs_is_told_beside_the_same_faces_as_they_are():
     table = results.robustness()
     as_it_is = table[table["photo"] == "as it is"].set_index("network")["mae"]
-    assert len(as_it_is) == 2
+    assert len(as_it_is) == 3
     cost = table["mae"] - table["network"].map(as_it_is)
     np.testing.assert_allclose(table["cost"], cost, atol=0.0015)
     assert table["mae"].between(table["low"], table["high"]).all()

@@ -27,12 +27,11 @@ TEACHER = replace(recipe.get("quick"), name="teacher", folds=4)
 STUDENT = replace(
     recipe.get("cpu"),
     name="student",
-    image_size=160,
     first_size=0,
     epochs=4,
     patience=0,
+    frozen_stages=3,
     learning_rate=7e-4,
-    rotation=20.0,
     degraded=0.5,
 )
 

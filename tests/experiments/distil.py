@@ -2,7 +2,7 @@
 
 A label is one opinion about a face, and often years off; what trained networks say of
 it, though they have seen that label, may be nearer to what most would say. The student
-is the Lite0 of the recipe `cpu`, trained anew for 20 epochs of up to 160 px, on a tenth
+is the Lite0 of the recipe `cpu`, trained anew for 20 epochs on clean faces, on a tenth
 of the label and nine tenths of the teachers' mean distribution (Hinton et al. 2015;
 born-again networks, Furlanello et al. 2018). The teachers must have held out the same
 faces. OUT is a run's folder, with `model.safetensors` of the best epoch. A run that was
@@ -23,7 +23,17 @@ from agelib.ages import N_AGES, soft_labels
 from agelib.loop import Loop
 from agelib.recipe import Recipe
 
-STUDENT = replace(recipe.get("cpu"), name="student", epochs=20, image_size=160, seed=2)
+# of faces as they are, by a network whose first stages stay as ImageNet has them
+STUDENT = replace(
+    recipe.get("cpu"),
+    name="student",
+    epochs=20,
+    grown_by=1.0,
+    frozen_stages=3,
+    rotation=15.0,
+    degraded=0.0,
+    seed=2,
+)
 SHARE_OF_TEACHERS = 0.9
 
 

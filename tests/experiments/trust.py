@@ -146,8 +146,9 @@ def main() -> None:
     probabilities = outcome.distributions(asked.run, labelled)
     faces = predict.cross_calibrated(probabilities, held_out)
     own = trust.uncalibrated(probabilities, faces)
+    faces["level"] = conformal.level_of_age(probabilities, faces["age"])
     found = {
-        "faces": faces[["age", "pred_age", "low", "high", "fold"]],
+        "faces": faces[["age", "pred_age", "low", "high", "fold", "level"]],
         "reliability": trust.reliability(probabilities, faces),
         "coverage": by_age(faces, own).reset_index(),
         "bandwidth": by_bandwidth(probabilities, faces),
