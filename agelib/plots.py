@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from pandas import DataFrame, Series
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -129,6 +129,8 @@ def pred_vs_true(table: DataFrame, ax: Axes | None = None) -> Axes:
     ends = min(0, ages.min() - 3), ages.max() + 3
     ax.plot(ends, ends, color=RED, label="predicted = true")
     ax.set(xlim=ends, ylim=ends, aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MultipleLocator(20))
     ax.legend(loc="upper left")
     return ax
 

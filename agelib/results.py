@@ -97,7 +97,8 @@ def robustness() -> pd.DataFrame:
 def out_of_fold() -> pd.DataFrame:
     """Real faces, each as the network that has not learned from it predicted it.
 
-    Columns `age`, `pred_age`, `low` and `high`, in years; `fold`.
+    Columns `age`, `pred_age`, `low` and `high`, in years; `fold`; and `level`, the
+    share of the predicted distribution that lies below the true age.
     """
     return _read("trust/faces.csv")
 

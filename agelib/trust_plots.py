@@ -1,16 +1,17 @@
 """Draw what `trust` counts: on the axes given or on new ones, always returned."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agelib.plots import BLUE, ORANGE, PALETTE, RED, TRUE, dress, grid, reach
-from agelib.tables import require
+from agelib.tables import finite, require
 from agelib.trust import LEAST
 
 _COLOURS = BLUE, ORANGE, PALETTE[2], RED, *PALETTE[4:]
@@ -38,6 +39,30 @@ def reliability(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> A
     ax.set(xlim=ends, ylim=(min(ends[0], ax.get_ylim()[0]), 102))
     ax.legend(loc="upper left", fontsize="small")
     return ax
+
+
+def levels(
+    table: pd.DataFrame, ages: Sequence[tuple[int, int]] = ((0, 9), (20, 39), (60, 79))
+) -> np.ndarray:
+    """Where in its distribution each true age lies, a histogram for some ages each.
+
+    The grey line is what there would be if the distributions were right.
+
+    Args:
+        table: `age` in years, and `level`, the share of the distribution below it, as
+            `conformal.level_of_age` gives it.
+        ages: the first and the last of each histogram.
+    """
+    axes = grid(1, len(ages), (10, 3), sharey=True)[0]
+    level, age = finite(table, "level"), finite(table, "age")
+    for ax, (first, last) in zip(axes, ages, strict=True):
+        these = level[(first <= age) & (age <= last)]
+        title = f"ages {first} to {last}, {len(these):,} faces"
+        dress(ax, title, "share of the distribution below", "faces, %")
+        bins = {"bins": 20, "binrange": (0, 1), "stat": "percent"}
+        sns.histplot(these, color=BLUE, alpha=1, edgecolor="white", ax=ax, **bins)
+        ax.axhline(100 / 20, color="0.5", lw=1)
+    return axes
 
 
 def coverage(tables: Mapping[str, pd.DataFrame], level: float = 0.9) -> np.ndarray:
@@ -115,7 +140,7 @@ def age_gate(
         require(table, "challenge", "who", "share", "faces")
         rows = dict(list(table.set_index("challenge").groupby("who")))
         x, y = (rows[who] for who in ("adults refused", "14 to 17 passed"))
-        if reason := _too_few(x, "adults") or _too_few(y, "of 14 to 17"):
+        if reason := _too_few(x, "of adults") or _too_few(y, "of 14 to 17"):
             ax.plot([], [], color=colour, label=f"{name}: {reason}")
             continue
         curve = pd.DataFrame({"x": x["share"], "y": y["share"]})
@@ -148,7 +173,7 @@ def _percent(share: float, _: int) -> str:
 
 def _too_few(rows: pd.DataFrame, who: str) -> str:
     n = rows["faces"].max()
-    return f"only {n} {who}" if n < LEAST else ""
+    return f"only {n} face{'' if n == 1 else 's'} {who}" if n < LEAST else ""
 
 
 def by_column(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

@@ -82,6 +82,21 @@ def gate(n: int = 40) -> pd.DataFrame:
     return trust.age_gate(table, (18, 21, 25, 30))
 
 
+def test_levels_are_counted_by_twentieths_at_some_ages():
+    """Of the ages from 20 to 29, three of four faces lie in the last twentieth."""
+    table = pd.DataFrame(
+        {"age": [20, 25, 29, 29, 30], "level": [0.97, 0.99, 1.0, 0.12, 0.5]}
+    )
+    young, thirty = trust_plots.levels(table, [(20, 29), (30, 30)])
+    heights = [bar.get_height() for bar in young.patches]
+    assert heights == [0, 0, 25, *[0] * 16, 75]
+    assert [bar.get_height() for bar in thirty.patches][10] == 100
+    assert young.get_title() == "ages 20 to 29, 4 faces"
+    assert [line.get_ydata()[0] for line in young.lines] == [5]
+    with pytest.raises(ValueError, match="no column 'level'"):
+        trust_plots.levels(table[["age"]])
+
+
 def test_an_age_gate_is_drawn_where_logarithms_exist():
     ax = trust_plots.age_gate({"ours": gate()}, {"theirs": 0.1}, (18, 25, 99))
     (curve,) = [line for line in ax.lines if line.get_label() == "ours"]
@@ -107,9 +122,9 @@ def test_a_gate_without_enough_faces_of_a_kind_says_so():
     tables = {"few": gate(8), "no minors": grown_up, "no adults": children}
     ax = trust_plots.age_gate(tables)
     assert legend(ax) == [
-        "few: only 8 adults",
-        "no minors: only 0 of 14 to 17",
-        "no adults: only 0 adults",
+        "few: only 8 faces of adults",
+        "no minors: only 0 faces of 14 to 17",
+        "no adults: only 0 faces of adults",
     ]
     assert not [line for line in ax.lines if len(line.get_xdata())]
 
