@@ -571,10 +571,14 @@ def test_trust_tells_how_far_a_run_can_be_trusted(call, dataset, models, tmp_pat
     kinds = {"faces", "reliability", "coverage", "bandwidth", "methods", "groups"}
     assert set(written) == kinds
     # no name of a face, and no group of one
-    columns = ["age", "pred_age", "low", "high", "fold"]
+    columns = ["age", "pred_age", "low", "high", "fold", "level"]
     assert written["faces"].columns.tolist() == columns
     probabilities = distributions(0, table, TINY.views_at_test)
-    told = predict.cross_calibrated(probabilities, table).assign(fold=0)
+    below = [
+        float(p[: int(age)].sum() + p[int(age)] / 2)
+        for p, age in zip(probabilities, table["age"], strict=True)
+    ]
+    told = predict.cross_calibrated(probabilities, table).assign(fold=0, level=below)
     pd.testing.assert_frame_equal(written["faces"], told[columns], atol=0.006)
     at_90 = written["reliability"].set_index("level").loc[0.9, "coverage"]
     assert at_90 == pytest.approx(metrics.interval_coverage(told), abs=1e-4)

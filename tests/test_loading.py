@@ -69,6 +69,7 @@ def test_augmentation_changes_with_the_epoch_and_follows_the_seed_alone(dataset)
 def test_faces_grow_with_the_epochs(dataset):
     faces = data.read_train(dataset)
     growing = replace(RECIPES["cpu"], image_size=128, first_size=64, epochs=4)
+    growing = replace(growing, grown_by=1.0)
     learned = loading.Faces(faces, 128, growing)
     # 48, 32, 16 and 0 pixels short of 128, in steps of 32
     assert [learned[e, 0][0].shape[-1] for e in range(4)] == [64, 96, 128, 128]
