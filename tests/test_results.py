@@ -65,6 +65,15 @@ def test_a_score_stands_beside_the_validation_error(network, run):
         assert told[ours] == round(measured[theirs], 2)
 
 
+def test_the_folds_are_told_as_they_answered():
+    told = results.folds()
+    answers = pd.read_csv(env.HOME / "data" / "results" / "folds" / "quick" / "oof.csv")
+    held_out = [answers["fold"] == n for n in range(5)]
+    assert told["faces"].tolist() == [21340, *map(sum, held_out)]
+    measured = [metrics.mae(answers), *(metrics.mae(answers[h]) for h in held_out)]
+    np.testing.assert_allclose(told["mae"], measured, atol=0.002)
+
+
 def test_the_best_answer_is_the_mean_of_three():
     told = [
         results.validation(run)["pred_age"] for run in ("folds/four", "lite0", "cpu")
