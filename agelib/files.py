@@ -53,7 +53,7 @@ def _reason(error: Exception, folder: Path) -> int | None:
         return error.errno
     if told := re.search(r"(?:os error |code: )(\d+)", str(error)):
         number = int(told[1])
-        return _WINDOWS.get(number) if sys.platform == "win32" else number
+        return _WINDOWS.get(number, number) if sys.platform == "win32" else number
     # torch's RuntimeError tells nothing, but what it wrote still fills the disk
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
