@@ -181,7 +181,8 @@ def _from_hub(name: str, options: dict) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:
-        if getattr(error, "errno", None) in (*REFUSALS, errno.EACCES):
+        of_this_machine = getattr(error, "errno", None) in (*REFUSALS, errno.EACCES)
+        if of_this_machine or isinstance(error, MemoryError):
             raise
         # hf_xet, which fetches, has no other word for a network that fails
         fetched = "Data processing error" not in str(error)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -448,6 +449,19 @@ def test_weights_of_the_hub_that_are_damaged_are_told(monkeypatch):
         ValueError, match=r"are damaged.*header too small.*empty the ca"
     ):
         weights.pretrained_backbone("tf_efficientnetv2_s.in1k")
+
+
+@pytest.mark.parametrize("kind", [MemoryError, partial(OSError, errno.ENOSPC)])
+def test_a_machine_that_is_full_is_not_called_a_network_that_fails(monkeypatch, kind):
+    error = kind("no room")
+
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", failing)
+    with pytest.raises(type(error), match="no room") as raised:
+        weights.pretrained_backbone("tf_efficientnetv2_s.in1k")
+    assert raised.value is error
 
 
 @pytest.mark.parametrize(
