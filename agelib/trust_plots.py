@@ -58,7 +58,7 @@ def levels(
     for ax, (first, last) in zip(axes, ages, strict=True):
         these = level[(first <= age) & (age <= last)]
         title = f"ages {first} to {last}, {len(these):,} faces"
-        dress(ax, title, "share of the distribution below", "faces, %")
+        dress(ax, title, "share below the true age", "faces, %")
         bins = {"bins": 20, "binrange": (0, 1), "stat": "percent"}
         sns.histplot(these, color=BLUE, alpha=1, edgecolor="white", ax=ax, **bins)
         ax.axhline(100 / 20, color="0.5", lw=1)
